@@ -11,6 +11,10 @@
 thousands of millions of them.
 """
 
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
@@ -92,6 +96,14 @@ def has_location(entry: int) -> bool:
 def normalised(entry: int) -> int:
     """The same entry without bits that its state makes meaningless (an INVALID entry is 0)."""
     return entry if entry & MAPPED else INVALID_ENTRY
+
+
+def low_words(entries: Sequence[int]) -> set[int]:
+    """The distinct low 16 bits (states and slot) of many entries, without a step per entry in Python."""
+    if len(entries) < 8:
+        return {entry & 0xFFFF for entry in entries}
+    packed = memoryview(entries) if isinstance(entries, array | memoryview) else memoryview(array("Q", entries))
+    return set(packed.cast("B").cast("H")[::4].tolist())
 
 
 def describe(entry: int) -> str:

@@ -88,6 +88,11 @@ class Table:
             yield first, last - first
             chunk = self._touched.find(1, chunk + 1)
 
+    def used_entries(self) -> Iterator[int]:
+        """Every entry in memory in use, in order; all others are INVALID."""
+        for start, count in self._used(0, self.segment_count):
+            yield from self.entries[start : start + count]
+
     def wipe(self) -> None:
         """Forget every entry: all INVALID, memory given back."""
         if self._touched:

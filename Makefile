@@ -1,0 +1,39 @@
+# Every entry point of segmap. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv/bin
+PYTEST := $(VENV)/python -m pytest
+
+.PHONY: help venv test test-long lint format lock clean distclean
+
+help:  ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv:  ## make .venv from requirements.lock (the others do it by themselves)
+	@bash ci/bootstrap.sh
+
+test: venv  ## all tests but the long ones, with a time budget per suite
+	@$(PYTEST) -m "not long" --budgets $(TEST_ARGS)
+
+test-long: venv  ## the long tests: more seeds, more rounds
+	@$(PYTEST) -m long $(TEST_ARGS)
+
+lint: venv  ## ruff, strict mypy, and the tidy rules
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	@$(VENV)/mypy
+	@$(VENV)/python ci/tidy.py
+
+format: venv  ## let ruff lay out the code
+	@$(VENV)/ruff format .
+	@$(VENV)/ruff check --fix .
+
+lock: venv  ## resolve pyproject.toml anew into requirements.lock (names no index; keeps hashes)
+	@$(VENV)/pip-compile --quiet --config pyproject.toml --output-file requirements.lock pyproject.toml
+
+clean:  ## remove what was built (.venv stays)
+	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -print0 | xargs -0 -r rm -rf
+
+distclean: clean  ## remove .venv too
+	@rm -rf .venv

@@ -16,7 +16,7 @@ from mapping.effects import BarrierReached, Complete, Effect, EpochBegan, Forwar
 from mapping.engine import READ_MASK, WRITE_MASK, Geometry, Limits
 from mapping.entry import ERROR, NO_WRITE, ZERO_ENTRY, State, has_location, pack, slot_of
 from mapping.plane import FAIL_REQUEST, FAIL_SEGMENT, REPLACE, Answer, Plane, Stamp
-from mapping.rules import Operation, StateForbidden, is_write, with_state
+from mapping.rules import Action, Operation, StateForbidden, decide, is_write, with_state
 from mapping.status import Status
 
 SEGMENTS = 6
@@ -202,6 +202,14 @@ class Histories(RuleBasedStateMachine):
         assert status is Status.OK
         return multiple(*self.apply(effects))
 
+    @rule(target=forwarded)
+    def expire_and_renew(self) -> Any:
+        self.now += LEASE
+        began = self.apply(self.plane.tick(self.now))
+        status, effects = self.plane.grant_lease(self.stamp(), self.now, LEASE, self.now)
+        assert status is Status.OK
+        return multiple(*began, *self.apply(effects))
+
     @rule(owner=st.sampled_from(["a", "b"]))
     def lose_host(self, owner: str) -> None:
         self.apply(self.engine.reset(owner))
@@ -234,6 +242,13 @@ class Histories(RuleBasedStateMachine):
         assert all(fault.parts for fault in faults)
 
     @invariant()
+    def nobody_waits_for_an_entry_that_lets_him_pass(self) -> None:
+        for fault in self.engine.outstanding_faults() if self.plane.lease.covers(self.now) else []:
+            whole = fault.length_blocks == BLOCKS
+            action = decide(self.model[fault.segment], fault.operation, whole, reclaim=True)
+            assert action == (Action.FAULT, fault.kind)
+
+    @invariant()
     def the_fast_path_agrees(self) -> None:
         for segment, entry in enumerate(self.model):
             is_open = self.plane.lease.covers(self.now) and not self.engine.suspended
@@ -243,6 +258,6 @@ class Histories(RuleBasedStateMachine):
 
 
 Histories.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestHistories = Histories.TestCase

@@ -1,0 +1,331 @@
+"""The group committer: an asyncio shell around a blocking store, in one worker thread.
+
+While one commit is being flushed, the next group forms; that is all that group commit is. Background folding runs in
+short slices between commits: when nobody waits, or when the log has grown so long that recovery would take too long.
+
+Any error of a commit stops the committer loudly: the group's waiters and all queued ones get it, later ones are
+refused. A failed flush is never tried again as if it could still work; `recover` closes the store, opens it afresh,
+takes a new term and reads back what is true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from controller.store.interface import Batch, Committed, Store, StoreClosed, StoreError, StoreFull, StoreState
+
+_LOG: Final = logging.getLogger("segmap.store")
+_Result = TypeVar("_Result")
+
+
+class CommitterFull(StoreError):
+    """The queue is at its limit. The batch was not taken."""
+
+    advice = "the disk does not keep up: answer busy, and try again later"
+
+
+class CommitterStopped(StoreError):
+    """The committer has stopped after an error, or was closed. The batch was not taken."""
+
+    advice = "recover the committer, and rebuild the state from what it reads back"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitterLimits:
+    """Named limits of a committer."""
+
+    queue_batches_max: int = 8192
+    queue_bytes_max: int = 64 << 20
+    group_batches_max: int = 1024
+    group_bytes_max: int = 8 << 20
+    fold_records: int = 2048
+    """Records per slice of folding."""
+    backlog_low: int = 1 << 12
+    """Below this many unfolded records, folding waits for `idle_s` of quiet."""
+    backlog_high: int = 1 << 18
+    """From here on a slice runs after every commit."""
+    backlog_max: int = 1 << 20
+    """From here on commits wait for folding."""
+    idle_s: float = 0.2
+    fold_retry_s: float = 5.0
+    """Pause of folding after the store was full."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    batch: Batch
+    future: asyncio.Future[Committed]
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """What the loop hands to the worker; guarded by `changed`."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    batches: deque[_Waiting] = field(default_factory=deque)
+    bytes: int = 0
+    calls: deque[tuple[Callable[[Store], Any], Future[Any]]] = field(default_factory=deque)
+    closing: bool = False
+
+
+def _weight(batch: Batch) -> int:
+    return len(batch.records) + 16 * len(batch.requests) + 256
+
+
+class GroupCommitter:
+    """Commits batches in the order of `submit`. One per store; all methods belong to the event loop's thread."""
+
+    def __init__(self, opener: Callable[[], Store], limits: CommitterLimits | None = None) -> None:
+        self.limits = limits or CommitterLimits()
+        self.failure: StoreError | None = None
+        self._opener = opener
+        self._inbox = _Inbox()
+        self._worker: _Worker | None = None
+        self._stopped = asyncio.Event()
+
+    async def start(self) -> StoreState:
+        """Open the store, begin a term, read everything. Raises StoreError, and is not started then."""
+        if self._worker is not None:
+            raise CommitterStopped("the committer runs already")
+        self.failure = None
+        self._stopped = asyncio.Event()
+        self._inbox = _Inbox()
+        started: Future[StoreState] = Future()
+        started.set_running_or_notify_cancel()
+        worker = _Worker(self._opener, self._inbox, self.limits, asyncio.get_running_loop(), started, self._fail)
+        worker.start()
+        try:
+            state = await asyncio.wrap_future(started)
+        except BaseException:
+            self._inbox_close()
+            await self._join(worker)
+            raise
+        self._worker = worker
+        return state
+
+    def submit(self, batch: Batch) -> asyncio.Future[Committed]:
+        """Queue a batch; the future says when it is durable. Raises CommitterFull or CommitterStopped at once."""
+        if self._worker is None or self.failure is not None:
+            raise CommitterStopped(f"the committer is not running: {self.failure or 'it was closed'}")
+        inbox, limits = self._inbox, self.limits
+        weight = _weight(batch)
+        if len(inbox.batches) >= limits.queue_batches_max or inbox.bytes + weight > limits.queue_bytes_max:
+            raise CommitterFull(f"{len(inbox.batches)} batches of {inbox.bytes} bytes are waiting")
+        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        with inbox.changed:
+            inbox.batches.append(_Waiting(batch, future))
+            inbox.bytes += weight
+            inbox.changed.notify()
+        return future
+
+    async def commit(self, batch: Batch) -> Committed:
+        """Commit a batch; `sequence` of the answer is the batch's own. Raises as `submit`, and what the store raised.
+
+        Giving up waiting does not take the batch back.
+        """
+        return await asyncio.shield(self.submit(batch))
+
+    async def call(self, action: Callable[[Store], _Result]) -> _Result:
+        """Run something short on the store between two groups, in the worker."""
+        if self._worker is None or self.failure is not None:
+            raise CommitterStopped(f"the committer is not running: {self.failure or 'it was closed'}")
+        result: Future[Any] = Future()
+        result.set_running_or_notify_cancel()
+        with self._inbox.changed:
+            self._inbox.calls.append((action, result))
+            self._inbox.changed.notify()
+        answer: _Result = await asyncio.wrap_future(result)
+        return answer
+
+    def _fail(self, error: StoreError) -> None:
+        self.failure = error
+        self._stopped.set()
+
+    async def stopped(self) -> StoreError:
+        """Wait until an error stops the committer."""
+        await self._stopped.wait()
+        assert self.failure is not None
+        return self.failure
+
+    def _inbox_close(self) -> None:
+        with self._inbox.changed:
+            self._inbox.closing = True
+            self._inbox.changed.notify()
+
+    async def _join(self, worker: _Worker) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, worker.join)
+
+    async def close(self) -> None:
+        """Commit what is queued, close the store. Idempotent."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self._inbox_close()
+            await self._join(worker)
+
+    async def recover(self) -> StoreState:
+        """After an error: close, open afresh, a new term, read back. Everything in memory must be rebuilt from it."""
+        await self.close()
+        return await self.start()
+
+
+class _Worker(threading.Thread):
+    """The thread that owns the store."""
+
+    def __init__(
+        self,
+        opener: Callable[[], Store],
+        inbox: _Inbox,
+        limits: CommitterLimits,
+        loop: asyncio.AbstractEventLoop,
+        started: Future[StoreState],
+        fail: Callable[[StoreError], None],
+    ) -> None:
+        super().__init__(name="segmap-store", daemon=True)
+        self._opener = opener
+        self._inbox = inbox
+        self._limits = limits
+        self._loop = loop
+        self._started = started
+        self._fail = fail
+        self._term = 0
+        self._fold_wanted = False
+        self._fold_pause = False
+        self._backlog = 0
+
+    def run(self) -> None:
+        """Open, serve until closed or failed, close."""
+        try:
+            store = self._opener()
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        try:
+            self._serve(store)
+        finally:
+            store.close()
+
+    def _serve(self, store: Store) -> None:
+        try:
+            self._term = store.new_term()
+            state = store.load()
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        self._backlog = store.backlog()
+        self._started.set_result(state)
+        group: list[_Waiting] = []
+        try:
+            while True:
+                group, calls, closing = self._next()
+                if group:
+                    self._commit(store, group)
+                for action, result in calls:
+                    _run_call(store, action, result)
+                if closing and not group and not calls:
+                    return
+                self._fold(store, busy=bool(group))
+        except BaseException as error:
+            self._stop(error, group)
+
+    # -- groups --------------------------------------------------------------------------------------------------
+
+    def _next(self) -> tuple[list[_Waiting], list[tuple[Callable[[Store], Any], Future[Any]]], bool]:
+        """The next group, after waiting for one if there is nothing else to do."""
+        inbox = self._inbox
+        with inbox.changed:
+            if not (inbox.batches or inbox.calls or inbox.closing):
+                inbox.changed.wait(self._patience())
+            calls = list(inbox.calls)
+            inbox.calls.clear()
+            return self._take_group(inbox), calls, inbox.closing
+
+    def _patience(self) -> float | None:
+        if self._fold_pause:
+            return self._limits.fold_retry_s
+        if self._fold_wanted:
+            return 0
+        return self._limits.idle_s if self._backlog else None
+
+    def _take_group(self, inbox: _Inbox) -> list[_Waiting]:
+        group: list[_Waiting] = []
+        weight = 0
+        while inbox.batches and len(group) < self._limits.group_batches_max:
+            next_weight = _weight(inbox.batches[0].batch)
+            if group and weight + next_weight > self._limits.group_bytes_max:
+                break
+            weight += next_weight
+            group.append(inbox.batches.popleft())
+        inbox.bytes -= weight
+        return group
+
+    def _commit(self, store: Store, group: list[_Waiting]) -> None:
+        committed = store.commit([waiting.batch for waiting in group], self._term)
+        self._loop.call_soon_threadsafe(_resolve, group, committed)
+
+    def _stop(self, error: BaseException, group: list[_Waiting]) -> None:
+        failure = error if isinstance(error, StoreError) else StoreError(f"the store's worker failed: {error!r}")
+        _LOG.critical("the store has stopped: %s", failure, exc_info=error)
+        self._loop.call_soon_threadsafe(self._refuse, group, failure)
+
+    def _refuse(self, group: list[_Waiting], failure: StoreError) -> None:
+        """In the loop's thread: nothing can be queued between the refusal and the mark that refuses later ones."""
+        self._fail(failure)
+        inbox = self._inbox
+        with inbox.changed:
+            waiting = [*group, *inbox.batches]
+            calls = list(inbox.calls)
+            inbox.batches.clear()
+            inbox.calls.clear()
+        for each in waiting:
+            if not each.future.done():
+                each.future.set_exception(failure)
+                each.future.exception()
+        for _, result in calls:
+            result.set_exception(failure)
+
+    # -- folding -------------------------------------------------------------------------------------------------
+
+    def _fold(self, store: Store, busy: bool) -> None:
+        backlog = self._backlog = store.backlog()
+        limits = self._limits
+        if busy and backlog < limits.backlog_high:
+            self._fold_wanted = self._fold_wanted or backlog >= limits.backlog_low
+            self._fold_pause = False
+            return
+        if not (self._fold_wanted or backlog):
+            return
+        try:
+            self._fold_wanted = store.fold(limits.fold_records)
+            while busy and self._fold_wanted and store.backlog() >= limits.backlog_max:
+                self._fold_wanted = store.fold(limits.fold_records)
+            self._fold_pause = False
+            self._backlog = store.backlog()
+        except StoreFull as error:
+            if not self._fold_pause:
+                _LOG.error("the store cannot fold its log: %s", error)
+            if backlog >= limits.backlog_max:
+                raise
+            self._fold_pause = True
+
+
+def _resolve(group: list[_Waiting], committed: Committed) -> None:
+    for waiting, sequence in zip(group, committed.sequences, strict=True):
+        if not waiting.future.done():
+            waiting.future.set_result(Committed(sequence, (sequence,)))
+
+
+def _run_call(store: Store, action: Callable[[Store], Any], result: Future[Any]) -> None:
+    try:
+        result.set_result(action(store))
+    except StoreClosed as error:
+        result.set_exception(error)
+        raise
+    except Exception as error:
+        result.set_exception(error)

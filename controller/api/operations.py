@@ -1,0 +1,294 @@
+"""The operation table of API v1: name, method, path, parameters, result, whether it changes anything.
+
+Everything about the API is derived from it: the server's routes and validation, the client, docs/api.md. Arguments
+that passed are complete (defaults filled in) and of the right type; the controller never sees an unknown key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from controller.api.errors import ApiError
+
+SIZE_MAX = 1 << 60
+NUMBER_MAX = (1 << 63) - 1
+LIST_MAX = 1024
+TEXT_MAX = 256
+REQUIRED = object()
+
+REQUEST_ID_HEADER = "Request-Id"
+BODY_BYTES_MAX = 1 << 20
+ANSWER_BYTES_MAX = 64 << 20
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+REQUEST_ID_PATTERN = r"[A-Za-z0-9._:-]{1,64}"
+NQN_PATTERN = r"nqn\.[\x21-\x7e]{1,219}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One argument. ``kind``: name, text, number, boolean, names, nqns, or the words of a choice joined by ``|``."""
+
+    name: str
+    kind: str
+    doc: str
+    default: Any = REQUIRED
+    least: int = 0
+    most: int = NUMBER_MAX
+
+    def refuse(self, found: object) -> ApiError:
+        return ApiError("bad_argument", f"{self.name}: expected {self.expected}, found {str(found)[:80]!r}")
+
+    @property
+    def expected(self) -> str:
+        if self.kind == "number":
+            return f"a whole number from {self.least} to {self.most}"
+        return {
+            "name": "a name (letters, digits, '.', '_', '-'; at most 63)",
+            "text": f"a text of at most {TEXT_MAX} characters",
+            "boolean": "true or false",
+            "names": f"a list of at most {LIST_MAX} names",
+            "nqns": f"a list of at most {LIST_MAX} NQNs (nqn.…)",
+        }.get(self.kind, f"one of {self.kind.replace('|', ', ')}")
+
+    def check(self, value: object) -> Any:
+        """The value, if it is of this kind; ApiError otherwise."""
+        if self.kind == "number":
+            good = isinstance(value, int) and not isinstance(value, bool) and self.least <= value <= self.most
+        elif self.kind == "boolean":
+            good = isinstance(value, bool)
+        elif self.kind in ("names", "nqns"):
+            pattern = NAME_PATTERN if self.kind == "names" else NQN_PATTERN
+            good = isinstance(value, list) and len(value) <= LIST_MAX and all(_matches(pattern, item) for item in value)
+        elif self.kind == "name":
+            good = _matches(NAME_PATTERN, value)
+        elif self.kind == "text":
+            good = isinstance(value, str) and len(value) <= TEXT_MAX and value.isprintable()
+        else:
+            good = isinstance(value, str) and value in self.kind.split("|")
+        if not good:
+            raise self.refuse(value)
+        return value
+
+    def read(self, text: str) -> Any:
+        """The value a URL says: numbers and booleans are written as text there."""
+        if self.kind == "number" and re.fullmatch(r"[0-9]{1,19}", text):
+            return self.check(int(text))
+        if self.kind == "boolean" and text in ("true", "false"):
+            return text == "true"
+        if self.kind in ("number", "boolean", "names", "nqns"):
+            raise self.refuse(text)
+        return self.check(text)
+
+
+def _matches(pattern: str, value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row. ``{name}`` in the path is the parameter of that name; GET takes the others from the query, the rest
+    from a JSON body."""
+
+    name: str
+    method: str
+    path: str
+    doc: str
+    parameters: tuple[Parameter, ...]
+    result: str
+    mutating: bool = False
+
+    @property
+    def path_parameters(self) -> tuple[str, ...]:
+        return tuple(re.findall(r"\{(\w+)\}", self.path))
+
+    def arguments(self, given: Mapping[str, Any], textual: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """Checked arguments, defaults filled in; ``textual`` are those that came as text in the URL."""
+        known = {parameter.name: parameter for parameter in self.parameters}
+        for key in given:
+            if key not in known:
+                names = ", ".join(known) or "none"
+                raise ApiError("bad_argument", f"{key[:80]!r}: unknown parameter", f"{self.name} has: {names}")
+        values: dict[str, Any] = {}
+        for name, parameter in known.items():
+            if name in given:
+                values[name] = parameter.read(given[name]) if name in textual else parameter.check(given[name])
+            elif parameter.default is REQUIRED:
+                raise ApiError("bad_argument", f"{name}: missing; expected {parameter.expected}")
+            else:
+                values[name] = parameter.default
+        return values
+
+
+def _name(doc: str) -> Parameter:
+    return Parameter("name", "name", doc)
+
+
+_SEGMENT_SIZE = Parameter("segment_size", "number", "bytes; a power of two; 0: the cluster's default", 0, 0, 1 << 30)
+_START = Parameter("start", "number", "first segment", 0)
+_VDISK = "a vdisk's name"
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "cluster.status",
+        "GET",
+        "/v1/status",
+        "Everything at a glance: agents, containers, vdisks, faults, alarms.",
+        (),
+        "cluster, name, term, leader, uptime_s, agents, containers, vdisks, faults, alarms, store",
+    ),
+    Operation(
+        "container.add",
+        "POST",
+        "/v1/containers",
+        "Makes an export a container: a mapper agent attaches it and writes or verifies its label.",
+        (
+            _name("the container's new name"),
+            Parameter("agent", "name", "the exporter agent"),
+            Parameter("export", "name", "the export's name there"),
+            Parameter("contents", "unknown|zeroed", "zeroed only if every block reads as zeroes", "unknown"),
+            Parameter("force", "boolean", "write over data that is not ours", False),
+            _SEGMENT_SIZE,
+        ),
+        "a container",
+        mutating=True,
+    ),
+    Operation("container.list", "GET", "/v1/containers", "All containers.", (), "containers"),
+    Operation(
+        "container.show",
+        "GET",
+        "/v1/containers/{name}",
+        "One container.",
+        (_name("a container's name"),),
+        "name, slot, uuid, state, exporter, export, segments by state, attached_at, …",
+    ),
+    Operation(
+        "vdisk.create",
+        "POST",
+        "/v1/vdisks",
+        "A new thin vdisk: ZERO everywhere.",
+        (
+            _name("the vdisk's new name"),
+            Parameter("size_bytes", "number", "rounded up to whole segments", REQUIRED, 1, SIZE_MAX),
+            _SEGMENT_SIZE,
+            Parameter("block_size", "number", "512 or 4096; 0: the cluster's default", 0, 0, 4096),
+            Parameter("containers", "names", "where it may allocate; empty: everywhere", []),
+            Parameter("thick", "boolean", "allocate everything now", False),
+        ),
+        "a vdisk",
+        mutating=True,
+    ),
+    Operation("vdisk.list", "GET", "/v1/vdisks", "All vdisks.", (), "vdisks"),
+    Operation(
+        "vdisk.show",
+        "GET",
+        "/v1/vdisks/{name}",
+        "One vdisk and its presentations.",
+        (_name(_VDISK),),
+        "name, number, uuid, state, size_bytes, segment_size, allocated_segments, presentations, …",
+    ),
+    Operation(
+        "vdisk.delete",
+        "DELETE",
+        "/v1/vdisks/{name}",
+        "Deletes a vdisk and frees its segments.",
+        (_name(_VDISK), Parameter("force", "boolean", "withdraw it first where it is presented", False)),
+        "name, freed_segments",
+        mutating=True,
+    ),
+    Operation(
+        "vdisk.present",
+        "POST",
+        "/v1/vdisks/{name}/present",
+        "Shows a vdisk to hosts at one or more agents.",
+        (
+            _name(_VDISK),
+            Parameter("agents", "names", "at which agents"),
+            Parameter("hosts", "nqns", "host NQNs that may connect", []),
+            Parameter("read_only", "boolean", "refuse writes", False),
+            Parameter("any_host", "boolean", "every host may connect", False),
+        ),
+        "name, presentations",
+        mutating=True,
+    ),
+    Operation(
+        "vdisk.withdraw",
+        "POST",
+        "/v1/vdisks/{name}/withdraw",
+        "Takes a vdisk away from hosts.",
+        (_name(_VDISK), Parameter("agents", "names", "at which agents; empty: at all", [])),
+        "name, presentations",
+        mutating=True,
+    ),
+    Operation(
+        "vdisk.map",
+        "GET",
+        "/v1/vdisks/{name}/map",
+        "The mapping table as runs.",
+        (_name(_VDISK), _START, Parameter("count", "number", "segments; 0: to the end", 0)),
+        "name, segment_count, start, count, runs of {start, count, state, slot, segment}, truncated",
+    ),
+    Operation(
+        "vdisk.explain",
+        "GET",
+        "/v1/vdisks/{name}/explain",
+        "From a byte of the vdisk to a byte of a container, and who may hold the entry.",
+        (_name(_VDISK), Parameter("offset", "number", "byte of the vdisk")),
+        "segment, state, container, slot, physical_segment, container_offset, holders, changing, waiting_faults",
+    ),
+    Operation("agent.list", "GET", "/v1/agents", "All agents.", (), "agents"),
+    Operation(
+        "agent.show",
+        "GET",
+        "/v1/agents/{agent}",
+        "One agent: lease, tables, attachments, exports.",
+        (Parameter("agent", "name", "an agent's name"),),
+        "name, roles, state, incarnation, epoch, lease, tables, attachments, exports, fence",
+    ),
+    Operation(
+        "agent.entries",
+        "GET",
+        "/v1/agents/{agent}/entries",
+        "What an agent's table holds now (the agent is asked).",
+        (
+            Parameter("agent", "name", "an agent's name"),
+            Parameter("vdisk", "name", _VDISK),
+            _START,
+            Parameter("count", "number", "entries", 64, 1, 65536),
+        ),
+        "agent, vdisk, start, entries of {segment, state, slot, physical_segment}",
+    ),
+    Operation(
+        "agent.fence",
+        "POST",
+        "/v1/agents/{agent}/fence",
+        "Cuts an agent's incarnation off from every container, confirmed by the container hosts.",
+        (Parameter("agent", "name", "an agent's name"),),
+        "agent, incarnation, state, waiting_for",
+        mutating=True,
+    ),
+    Operation(
+        "io.parked",
+        "GET",
+        "/v1/io/parked",
+        "I/O that waits for a fault's answer: what, why, since when, on whom.",
+        (Parameter("agent", "text", "only this agent; empty: all", ""),),
+        "parked",
+    ),
+    Operation(
+        "events.list",
+        "GET",
+        "/v1/events",
+        "What happened, newest last.",
+        (
+            Parameter("limit", "number", "at most so many", 100, 1, 1000),
+            Parameter("after", "number", "only events with a higher id", 0),
+        ),
+        "events of {id, time, severity, kind, text}",
+    ),
+)
+
+BY_NAME: dict[str, Operation] = {operation.name: operation for operation in OPERATIONS}

@@ -1,0 +1,195 @@
+"""Containers as a target attaches them, and what it takes to get there from what the target has (pure).
+
+``plan_attach`` and ``plan_detach`` compare what is wanted with what was read and give the calls that are missing; none
+when all is as wanted. So an attach can be repeated at any time, and one whose outcome is unknown is read back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spdk_rpc.call import Call
+from spdk_rpc.methods import bdev, bdev_nvme
+from spdk_rpc.methods.bdev import Bdev
+from spdk_rpc.methods.bdev_nvme import Controller, Path, Reconnection
+
+MALLOC_PRODUCT = "Malloc disk"
+AIO_PRODUCT = "AIO disk"
+NULL_PRODUCT = "Null disk"
+
+
+class TargetConflict(Exception):
+    """The target has something else under this name; what to do is for the one who made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NvmeTcpContainer:
+    """A container that a container host exports: controller ``name``, bdevs ``<name>n<nsid>``."""
+
+    name: str
+    traddr: str
+    trsvcid: str
+    subnqn: str
+    hostnqn: str
+    adrfam: str = "IPv4"
+    hdgst: bool = False
+    ddgst: bool = False
+    num_io_queues: int | None = None
+    reconnection: Reconnection | None = None
+
+    def is_at(self, path: Path) -> bool:
+        """Whether an attached path is this container, and we are there as the host that we want to be."""
+        return (path.trtype.upper(), path.traddr, path.trsvcid, path.subnqn, path.hostnqn) == (
+            "TCP",
+            self.traddr,
+            self.trsvcid,
+            self.subnqn,
+            self.hostnqn,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AioContainer:
+    """A file or block device of the target's machine."""
+
+    name: str
+    filename: str
+    block_size: int = 512
+    uuid: str | None = None
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MallocContainer:
+    """The target's own memory: gone with its process."""
+
+    name: str
+    block_size: int
+    num_blocks: int
+    uuid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NullContainer:
+    """Takes writes and forgets them; for measurements."""
+
+    name: str
+    block_size: int
+    num_blocks: int
+    uuid: str | None = None
+
+
+Container = NvmeTcpContainer | AioContainer | MallocContainer | NullContainer
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What the target has: all bdevs and all NVMe controllers."""
+
+    bdevs: tuple[Bdev, ...] = ()
+    controllers: tuple[Controller, ...] = ()
+
+    def bdev(self, name: str) -> Bdev | None:
+        return next((found for found in self.bdevs if found.name == name), None)
+
+    def controller(self, name: str) -> Controller | None:
+        return next((found for found in self.controllers if found.name == name), None)
+
+
+def bdevs_of(container: Container, inventory: Inventory) -> tuple[Bdev, ...]:
+    """The container's bdevs, as far as they are there."""
+    if isinstance(container, NvmeTcpContainer):
+        names = re.compile(re.escape(container.name) + r"n\d+")
+        return tuple(found for found in inventory.bdevs if names.fullmatch(found.name))
+    found = inventory.bdev(container.name)
+    return () if found is None else (found,)
+
+
+def plan_attach(container: Container, inventory: Inventory) -> Sequence[Call[Any]]:
+    """The calls that attach it; none if it is attached. Raises TargetConflict for another bdev of its name."""
+    if isinstance(container, NvmeTcpContainer):
+        return _plan_nvme(container, inventory.controller(container.name))
+    found = inventory.bdev(container.name)
+    if found is None:
+        return [_create(container)]
+    difference = _difference(container, found)
+    if difference:
+        raise TargetConflict(f"bdev {container.name} exists and differs: {difference}; delete it or choose a new name")
+    return []
+
+
+def plan_detach(container: Container, inventory: Inventory) -> Sequence[Call[Any]]:
+    """The calls that detach it; none if it is not attached. Never deletes a bdev of another kind."""
+    if isinstance(container, NvmeTcpContainer):
+        known = inventory.controller(container.name)
+        return [] if known is None else [bdev_nvme.detach_controller(container.name)]
+    found = inventory.bdev(container.name)
+    if found is None or found.product_name != _product(container):
+        return []
+    return [_delete(container)]
+
+
+def _plan_nvme(container: NvmeTcpContainer, known: Controller | None) -> Sequence[Call[Any]]:
+    if known is not None and [path for path in known.paths if container.is_at(path)]:
+        return []
+    attach = bdev_nvme.attach_controller(
+        container.name,
+        "TCP",
+        container.traddr,
+        adrfam=container.adrfam,
+        trsvcid=container.trsvcid,
+        subnqn=container.subnqn,
+        hostnqn=container.hostnqn,
+        hdgst=container.hdgst,
+        ddgst=container.ddgst,
+        num_io_queues=container.num_io_queues,
+        reconnection=container.reconnection,
+    )
+    return [attach] if known is None else [bdev_nvme.detach_controller(container.name), attach]
+
+
+def _create(container: AioContainer | MallocContainer | NullContainer) -> Call[str]:
+    match container:
+        case AioContainer(name, filename, block_size, uuid, read_only):
+            return bdev.aio_create(name, filename, block_size, uuid=uuid, read_only=read_only)
+        case MallocContainer(name, block_size, num_blocks, uuid):
+            return bdev.malloc_create(name, block_size, num_blocks, uuid)
+        case NullContainer(name, block_size, num_blocks, uuid):
+            return bdev.null_create(name, block_size, num_blocks, uuid)
+
+
+def _delete(container: AioContainer | MallocContainer | NullContainer) -> Call[bool]:
+    match container:
+        case AioContainer(name):
+            return bdev.aio_delete(name)
+        case MallocContainer(name):
+            return bdev.malloc_delete(name)
+        case NullContainer(name):
+            return bdev.null_delete(name)
+
+
+def _product(container: AioContainer | MallocContainer | NullContainer) -> str:
+    match container:
+        case AioContainer():
+            return AIO_PRODUCT
+        case MallocContainer():
+            return MALLOC_PRODUCT
+        case NullContainer():
+            return NULL_PRODUCT
+
+
+def _difference(container: AioContainer | MallocContainer | NullContainer, found: Bdev) -> str | None:
+    """What about the bdev is not as wanted."""
+    if found.product_name != _product(container):
+        return f"it is a {found.product_name}, not a {_product(container)}"
+    wanted: list[tuple[str, object, object]] = [("block_size", container.block_size, found.block_size)]
+    if isinstance(container, AioContainer):
+        wanted.append(("filename", container.filename, found.driver_specific.get("aio", {}).get("filename")))
+    else:
+        wanted.append(("num_blocks", container.num_blocks, found.num_blocks))
+    if container.uuid is not None:
+        wanted.append(("uuid", container.uuid.lower(), found.uuid.lower()))
+    return next((f"{name} is {there!r}, not {want!r}" for name, want, there in wanted if want != there), None)

@@ -39,7 +39,7 @@ def embedded_command(
     rpc_socket: str | os.PathLike[str], dataplane_socket: str | os.PathLike[str] | None = None
 ) -> list[str]:
     """The embedded target, in this Python."""
-    command = [sys.executable, "-m", "cli", "target", "--rpc-socket", os.fspath(rpc_socket)]
+    command = [sys.executable, "-m", "dataplane.embedded", "--rpc-socket", os.fspath(rpc_socket)]
     if dataplane_socket is not None:
         command += ["--dataplane-socket", os.fspath(dataplane_socket)]
     return command

@@ -25,34 +25,35 @@ def spdk_rpc_plugin_initialize(subparsers: Any) -> None:
     entries = _add(subparsers, "bdev_segmap_get_entries", "Show entries of a virtual disk's table", get_entries)
     entries.add_argument("name", help="bdev name")
     entries.add_argument("start", help="first segment", type=integer)
-    entries.add_argument("count", help="how many, at most 4096", type=integer)
+    entries.add_argument("count", help="how many, at most 65536", type=integer)
     stats = _add(subparsers, "bdev_segmap_get_stats", "Show what virtual disks have done", get_stats)
     stats.add_argument("-b", "--name", help="only this one")
     longer = _add(subparsers, "bdev_segmap_resize", "Change a virtual disk's length", resize)
     longer.add_argument("name", help="bdev name")
-    longer.add_argument("size_segments", help="new length in segments", type=integer)
+    longer.add_argument("segment_count", help="new length in segments", type=integer)
 
 
 def _add_create(subparsers: Any) -> None:
     parser = _add(subparsers, "bdev_segmap_create", "Create a virtual disk, every entry of its table INVALID", create)
     parser.add_argument("name", help="bdev name")
-    parser.add_argument("size_segments", help="length in segments", type=integer)
+    parser.add_argument("segment_count", help="length in segments", type=integer)
     parser.add_argument("-u", "--uuid", help="UUID of the disk", required=True)
     parser.add_argument("-t", "--table", help="table id", type=integer, required=True)
     parser.add_argument(
         "-s", "--segment-size", help="bytes of a segment, K, M or G after it (1M)", type=size, default=1 << 20
     )
     parser.add_argument("-l", "--block-size", help="bytes of a block (512)", type=size, default=512)
-    parser.add_argument("-g", "--nguid", help="NGUID, 32 hex digits")
     parser.add_argument("-r", "--read-only", help="refuse writes", action="store_true", default=None)
-    parser.add_argument("--reclaim", help="unmapping a whole segment raises a fault", action="store_true", default=None)
+    parser.add_argument(
+        "--reclaim", help="unmapping a whole segment raises a fault", action=argparse.BooleanOptionalAction
+    )
     parser.add_argument(
         "-c",
-        "--container",
-        help="a container of the table, SLOT:BDEV; as often as needed",
-        type=container,
+        "--slot",
+        help="a bound container of the table; as often as needed",
+        type=integer,
         action="append",
-        dest="containers",
+        dest="slots",
     )
 
 
@@ -63,8 +64,8 @@ def _add(subparsers: Any, name: str, help_text: str, handler: Any) -> argparse.A
 
 
 def create(args: Any) -> None:
-    names = ("name", "size_segments", "uuid", "table", "segment_size", "block_size", "nguid", "read_only", "reclaim")
-    print_result(_call(args, "bdev_segmap_create", *names, "containers"))
+    names = ("name", "segment_count", "uuid", "table", "segment_size", "block_size", "read_only", "reclaim")
+    print_result(_call(args, "bdev_segmap_create", *names, "slots"))
 
 
 def delete(args: Any) -> None:
@@ -84,7 +85,7 @@ def get_stats(args: Any) -> None:
 
 
 def resize(args: Any) -> None:
-    _call(args, "bdev_segmap_resize", "name", "size_segments")
+    _call(args, "bdev_segmap_resize", "name", "segment_count")
 
 
 def print_result(result: Any) -> None:
@@ -108,14 +109,6 @@ def size(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: digits, then K, M, G or T")
     return int(match[1]) * UNITS[match[2].upper()]
-
-
-def container(text: str) -> dict[str, Any]:
-    """``3:container3n1`` → slot and bdev name"""
-    slot, colon, name = text.partition(":")
-    if not colon or not slot.isdigit() or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not SLOT:BDEV")
-    return {"slot": int(slot), "bdev_name": name}
 
 
 def _call(args: Any, method: str, *names: str) -> Any:

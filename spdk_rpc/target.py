@@ -214,12 +214,12 @@ class Target:
         assert state is not None
         return state
 
-    async def resize(self, name: str, size_segments: int) -> None:
+    async def resize(self, name: str, segment_count: int) -> None:
         """Makes the segmap bdev that long."""
         await self._exports.converge(
             lambda client: read_segmap(client, name),
             lambda found: (
-                [] if found and found.size_segments == size_segments else [bdev_segmap.resize(name, size_segments)]
+                [] if found and found.segment_count == segment_count else [bdev_segmap.resize(name, segment_count)]
             ),
         )
 

@@ -82,7 +82,7 @@ class Session:
         self._output: deque[bytes] = deque()
         self._request_ids = 0
         self._outstanding: dict[int, tuple[MessageType, Any]] = {}
-        self._unanswered: dict[int, MessageType] = {}
+        self._unanswered: dict[int, RequestReceived] = {}
 
     # --- what the owner may ask --------------------------------------------------------------------------------------
 
@@ -99,6 +99,10 @@ class Session:
     def unanswered(self) -> int:
         """How many requests of the peer wait for our response."""
         return len(self._unanswered)
+
+    def awaits_response(self, request: RequestReceived) -> bool:
+        """True if this very request was received by this session, which has not ended, and has no response yet."""
+        return not self.ended and self._unanswered.get(request.header.request_id) is request
 
     def outstanding(self) -> list[tuple[int, Any]]:
         """(request id, context) of our requests without a response, oldest first; also after the end."""
@@ -220,7 +224,7 @@ class Session:
     def _answerable(self, request: RequestReceived) -> None:
         if self.ended:
             raise SessionStateError(f"response to {request.type.name}: the session has ended")
-        if self._unanswered.get(request.header.request_id) is not request.type:
+        if not self.awaits_response(request):
             raise SessionStateError(f"request {request.header.request_id} ({request.type.name}) does not wait here")
 
     def _versioned(self, frame: bytes) -> bytes:
@@ -315,8 +319,9 @@ class Session:
         if len(self._unanswered) >= self.limits.inflight_in_max:
             raise ProtocolError("header", f"more than {self.limits.inflight_in_max} requests at once", Status.LIMIT)
         self._adopt_version(frame.version)
-        self._unanswered[request_id] = frame.type
-        self._events.append(RequestReceived(frame.header, frame.type, frame.message, frame.data))
+        request = RequestReceived(frame.header, frame.type, frame.message, frame.data)
+        self._unanswered[request_id] = request
+        self._events.append(request)
 
     def _receive_response(self, frame: Frame) -> None:
         kind, context = self._outstanding.get(frame.header.request_id, (None, None))

@@ -17,6 +17,12 @@ from mapping.rules import Operation
 from mapping.status import Status
 from mapping.table import Table
 
+TITLE = "the reference engine and its tables, one core"
+GOALS = {
+    "lookups_per_s": (">=", 1_000_000),
+    "petabyte_table_s": ("<=", 0.1),
+    "petabyte_table_mib": ("<=", 10),
+}
 SEGMENTS = 1 << 20
 LOOKUPS = 200_000
 LOAD = 65536
@@ -77,8 +83,3 @@ def run() -> dict[str, float]:
     results["lookups_per_s"] = _rate(translate, LOOKUPS)
     results["submit_complete_per_s"] = _rate(submit, LOOKUPS)
     return results
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:24} {value:14,.6f}")

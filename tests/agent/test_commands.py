@@ -1,0 +1,444 @@
+"""What the daemon does itself: containers, tables, presentations, allow-lists; with calls that fail in every way."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.core import effects as e
+from agent.core.calls import (
+    AddHost,
+    AddListener,
+    AddNamespace,
+    AttachController,
+    CallRefused,
+    ControllerPath,
+    CreateSubsystem,
+    CreateTable,
+    DeleteTable,
+    DetachController,
+    FindController,
+    FindSubsystem,
+    ListQueuePairs,
+    ListTables,
+    RemoveHost,
+)
+from channel.messages import (
+    AllowHost,
+    AttachContainer,
+    Attached,
+    BindSlot,
+    DenyHost,
+    DetachContainer,
+    Done,
+    Present,
+    Presented,
+    TableSlots,
+    UnbindSlot,
+    Withdraw,
+)
+from channel.messages import CreateTable as CreateTableMessage
+from channel.messages import (
+    DeleteTable as DeleteTableMessage,
+)
+from channel.values import PresentFlags, TableFlags
+from mapping.status import Status
+from tests.agent.driver import CLUSTER, LISTENER, Driver, config, of
+
+TABLE = 3 << 32 | 1
+UUID = b"u" * 16
+SUBSYSTEM = "nqn.2026-11.io.segmap:vdisk:x"
+EXPORT = "nqn.2026-11.io.segmap:container:x:c0"
+HOST = "nqn.2014-08.org.nvmexpress:uuid:h"
+AGENT = "nqn.2026-11.io.segmap:agent:a:7"
+ATTACH = AttachContainer(4, 1, UUID, CLUSTER, 1, 1 << 20, 100, 0, "TCP", "127.0.0.1", "61000", EXPORT, "c0")
+PATH = ControllerPath("TCP", "127.0.0.1", "61000", EXPORT, AGENT)
+CREATE = CreateTableMessage(UUID, UUID, 4096, 1 << 20, 512, int(TableFlags.RECLAIM), "disk", [4])
+PRESENT = Present(UUID, 1, 1, 256, 0, SUBSYSTEM, "SERIAL", f"{HOST}\n{HOST}2", "disk")
+
+
+def mapper() -> Driver:
+    driver = Driver().open()
+    driver.target.seen.clear()
+    return driver
+
+
+def exporter() -> Driver:
+    driver = Driver(config("exporter", deny_deadline_s=2.0)).open()
+    driver.target.perform(CreateSubsystem(EXPORT, "S", "M", 1, 65519, False))
+    driver.target.seen.clear()
+    return driver
+
+
+# --- containers ------------------------------------------------------------------------------------------------------
+
+
+def test_attach_connects_as_this_incarnation_and_binds() -> None:
+    driver = mapper()
+    made = driver.command(ATTACH)
+    assert driver.responses(made) == [Attached(Status.OK, "", 100, 512, True)]
+    assert driver.target.controllers == {"container4": PATH}
+    (bind,) = of(e.SendDataPlane, made)
+    assert isinstance(bind.message, BindSlot)
+    assert (bind.message.slot, bind.message.bdev_name, bind.message.container) == (4, "container4n1", UUID)
+
+
+def test_attach_of_what_is_attached_only_binds() -> None:
+    driver = mapper()
+    driver.target.controllers["container4"] = PATH
+    assert driver.response_to(ATTACH).status == Status.OK
+    assert not [call for call in driver.target.seen if isinstance(call, AttachController)]
+
+
+def test_attach_replaces_a_connection_of_an_older_incarnation() -> None:
+    driver = mapper()
+    driver.target.controllers["container4"] = ControllerPath("TCP", "127.0.0.1", "61000", EXPORT, AGENT[:-1] + "6")
+    made = driver.command(ATTACH)
+    assert driver.responses(made)[0].status == Status.OK
+    assert driver.target.controllers["container4"] == PATH
+    assert [type(ask.message) for ask in of(e.SendDataPlane, made)] == [UnbindSlot, BindSlot]
+
+
+@pytest.mark.parametrize("outcome", ["lost", "late"])
+def test_an_attach_of_unknown_outcome_is_read_back(outcome: str) -> None:
+    driver = mapper()
+    driver.target.fault(AttachController, outcome)
+    assert driver.response_to(ATTACH).status == Status.OK
+    tries = [call for call in driver.target.seen if isinstance(call, AttachController)]
+    assert len(tries) == (2 if outcome == "lost" else 1)
+
+
+def test_an_attach_that_never_succeeds_ends_with_a_timeout() -> None:
+    driver = mapper()
+    driver.target.fault(AttachController, *["lost"] * 10)
+    assert driver.response_to(ATTACH).status == Status.TIMEOUT
+    assert len([call for call in driver.target.seen if isinstance(call, AttachController)]) == 4
+
+
+def test_a_refused_attach_is_not_tried_again() -> None:
+    driver = mapper()
+    driver.target.fault(AttachController, CallRefused(-5, "Input/output error"))
+    response = driver.response_to(ATTACH)
+    assert (response.status, "Input/output error" in response.detail) == (Status.IO_ERROR, True)
+
+
+@pytest.mark.parametrize("status", [Status.LABEL_MISMATCH, Status.FOREIGN_DATA, Status.IO_ERROR])
+def test_a_wrong_container_is_let_go(status: Status) -> None:
+    driver = mapper()
+    driver.plane_statuses[BindSlot] = status
+    driver.plane_statuses[UnbindSlot] = Status.NO_CONTAINER
+    assert driver.response_to(ATTACH) == Attached(status, "because")
+    assert not driver.target.controllers
+
+
+def test_detach() -> None:
+    driver = mapper()
+    driver.target.controllers["container4"] = PATH
+    assert driver.response_to(DetachContainer(4)) == Done()
+    assert not driver.target.controllers
+    assert driver.response_to(DetachContainer(4)) == Done(), "again is fine"
+
+
+def test_a_slot_in_use_is_not_detached() -> None:
+    driver = mapper()
+    driver.target.controllers["container4"] = PATH
+    driver.plane_statuses[UnbindSlot] = Status.BUSY
+    assert driver.response_to(DetachContainer(4)).status == Status.BUSY
+    assert "container4" in driver.target.controllers
+
+
+@pytest.mark.parametrize("outcome", ["lost", "late"])
+def test_a_detach_of_unknown_outcome_is_read_back(outcome: str) -> None:
+    driver = mapper()
+    driver.target.controllers["container4"] = PATH
+    driver.target.fault(DetachController, outcome)
+    assert driver.response_to(DetachContainer(4)) == Done()
+    assert not driver.target.controllers
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_create_table_and_tell_it_its_containers() -> None:
+    driver = mapper()
+    made = driver.command(CREATE, TABLE)
+    assert driver.responses(made) == [Done()]
+    assert driver.target.tables == {TABLE: "vdisk3"}
+    (slots,) = of(e.SendDataPlane, made)
+    assert slots.message == TableSlots([4]) and slots.header.table == TABLE
+
+
+def test_a_table_that_is_here_is_not_new() -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    assert driver.response_to(CREATE, TABLE).status == Status.EXISTS
+
+
+@pytest.mark.parametrize("outcome", ["lost", "late"])
+def test_a_create_of_unknown_outcome_is_read_back(outcome: str) -> None:
+    driver = mapper()
+    driver.target.fault(CreateTable, outcome)
+    assert driver.response_to(CREATE, TABLE) == Done()
+
+
+def test_a_create_that_was_done_after_all_is_no_refusal() -> None:
+    """Lost, then read back too early: the second try is refused with EEXIST, and the table is there."""
+    driver = mapper()
+    driver.target.fault(CreateTable, "lost", CallRefused(-17, "File exists"), "late")
+    assert driver.response_to(CREATE, TABLE) == Done()
+
+
+def test_a_table_without_its_containers_is_taken_away() -> None:
+    driver = mapper()
+    driver.plane_statuses[TableSlots] = Status.NO_CONTAINER
+    assert driver.response_to(CREATE, TABLE) == Done(Status.NO_CONTAINER, "because")
+    assert not driver.target.tables
+
+
+def test_delete_table() -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    assert driver.response_to(DeleteTableMessage(), TABLE) == Done()
+    assert not driver.target.tables
+    assert driver.response_to(DeleteTableMessage(), TABLE) == Done()
+
+
+def test_a_refused_delete_says_why() -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    driver.target.fault(DeleteTable, CallRefused(-16, "Device or resource busy"))
+    assert "busy" in driver.response_to(DeleteTableMessage(), TABLE).detail
+
+
+# --- presentations ---------------------------------------------------------------------------------------------------
+
+
+def test_present_shows_everything_before_it_listens() -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    assert driver.response_to(PRESENT, TABLE) == Presented(Status.OK, "", "127.0.0.1", "61234", "TCP")
+    seen = driver.target.subsystems[SUBSYSTEM]
+    assert (seen.serial, seen.cntlid_min, seen.cntlid_max, seen.allow_any_host) == ("SERIAL", 1, 256, False)
+    assert seen.hosts == {HOST, HOST + "2"}
+    assert [(one.nsid, one.bdev) for one in seen.namespaces] == [(1, "vdisk3")]
+    assert seen.listeners == (LISTENER,)
+    kinds = [type(call) for call in driver.target.seen]
+    assert kinds.index(AddListener) > max(kinds.index(AddNamespace), kinds.index(AddHost))
+
+
+def test_present_gives_the_identity_of_the_vdisk() -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    driver.response_to(PRESENT, TABLE)
+    (added,) = [call for call in driver.target.seen if isinstance(call, AddNamespace)]
+    assert (added.uuid, added.nguid) == (UUID, UUID)
+
+
+def test_present_without_a_table() -> None:
+    assert mapper().response_to(PRESENT, TABLE).status == Status.NO_TABLE
+
+
+def test_present_again_changes_only_what_differs() -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    driver.response_to(PRESENT, TABLE)
+    driver.target.seen.clear()
+    assert driver.response_to(PRESENT, TABLE).status == Status.OK
+    assert {type(call) for call in driver.target.seen} == {ListTables, FindSubsystem}
+    fewer = Present(UUID, 1, 1, 256, int(PresentFlags.ALLOW_ANY_HOST), SUBSYSTEM, "SERIAL", HOST, "disk")
+    assert driver.response_to(fewer, TABLE).status == Status.OK
+    seen = driver.target.subsystems[SUBSYSTEM]
+    assert seen.hosts == {HOST} and seen.allow_any_host
+
+
+def test_another_identity_means_another_subsystem() -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    driver.target.perform(CreateSubsystem(SUBSYSTEM, "OTHER", "M", 1, 256, True))
+    assert driver.response_to(PRESENT, TABLE).status == Status.OK
+    seen = driver.target.subsystems[SUBSYSTEM]
+    assert (seen.serial, seen.allow_any_host) == ("SERIAL", False)
+
+
+@pytest.mark.parametrize("outcome", ["lost", "late"])
+@pytest.mark.parametrize("kind", [CreateSubsystem, AddHost, AddNamespace, AddListener])
+def test_a_present_of_unknown_outcome_is_read_back(kind: type, outcome: str) -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    driver.target.fault(kind, outcome)
+    assert driver.response_to(PRESENT, TABLE).status == Status.OK
+    assert driver.target.subsystems[SUBSYSTEM].listeners == (LISTENER,)
+
+
+def test_withdraw() -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    driver.response_to(PRESENT, TABLE)
+    assert driver.response_to(Withdraw(SUBSYSTEM)) == Done()
+    assert not driver.target.subsystems
+    assert driver.response_to(Withdraw(SUBSYSTEM)) == Done()
+
+
+# --- allow-lists -----------------------------------------------------------------------------------------------------
+
+
+def test_allow_host() -> None:
+    driver = exporter()
+    assert driver.response_to(AllowHost(EXPORT, AGENT)) == Done()
+    assert driver.target.subsystems[EXPORT].hosts == {AGENT}
+    assert driver.response_to(AllowHost(EXPORT, AGENT)) == Done(), "again is fine"
+
+
+def test_allow_host_at_no_export() -> None:
+    assert exporter().response_to(AllowHost("nqn.none", AGENT)).status == Status.NOT_FOUND
+
+
+@pytest.mark.parametrize("outcome", ["lost", "late"])
+def test_an_allow_of_unknown_outcome_is_read_back(outcome: str) -> None:
+    driver = exporter()
+    driver.target.fault(AddHost, outcome)
+    assert driver.response_to(AllowHost(EXPORT, AGENT)) == Done()
+    assert driver.target.subsystems[EXPORT].hosts == {AGENT}
+
+
+def allowed_and_connected() -> Driver:
+    driver = exporter()
+    driver.response_to(AllowHost(EXPORT, AGENT))
+    driver.target.queue_pairs[EXPORT] = [AGENT, AGENT, "nqn.other"]
+    return driver
+
+
+def test_deny_host_is_confirmed_by_what_is_left() -> None:
+    driver = allowed_and_connected()
+    assert driver.response_to(DenyHost(EXPORT, AGENT)) == Done()
+    assert not driver.target.subsystems[EXPORT].hosts
+    kinds = [type(call) for call in driver.target.seen]
+    assert kinds[-2:] == [FindSubsystem, ListQueuePairs], "looked at after the removal"
+
+
+def test_a_host_that_keeps_a_queue_pair_is_not_fenced() -> None:
+    driver = allowed_and_connected()
+    driver.target.sticky_pairs = True
+    began = driver.now
+    made = driver.command(DenyHost(EXPORT, AGENT))
+    assert not driver.responses(made + driver.advance(1.5))
+    made = driver.advance(1.5)
+    assert [response.status for response in driver.responses(made)] == [Status.NOT_FENCED]
+    assert driver.now - began == 3_000_000_000
+
+
+def test_a_queue_pair_that_goes_in_time_is_waited_for() -> None:
+    driver = allowed_and_connected()
+    driver.target.sticky_pairs = True
+    driver.command(DenyHost(EXPORT, AGENT))
+    driver.advance(1)
+    driver.target.queue_pairs[EXPORT].clear()
+    assert driver.responses(driver.advance(1)) == [Done()]
+
+
+@pytest.mark.parametrize("kind", [RemoveHost, ListQueuePairs, FindSubsystem])
+@pytest.mark.parametrize("outcome", ["lost", "late", CallRefused(-32603, "Internal error")])
+def test_a_deny_of_unknown_outcome_is_looked_at_again(kind: type, outcome: str | CallRefused) -> None:
+    driver = allowed_and_connected()
+    driver.target.fault(kind, outcome)
+    assert driver.response_to(DenyHost(EXPORT, AGENT)) == Done()
+    assert AGENT not in driver.target.queue_pairs[EXPORT]
+    assert not driver.target.subsystems[EXPORT].hosts
+
+
+def test_a_target_that_never_answers_confirms_nothing() -> None:
+    driver = allowed_and_connected()
+    driver.target.fault(ListQueuePairs, *["lost"] * 1000)
+    assert driver.response_to(DenyHost(EXPORT, AGENT)).status == Status.NOT_FENCED
+
+
+def test_an_export_that_lets_anybody_in_fences_nobody() -> None:
+    driver = allowed_and_connected()
+    driver.target.perform(CreateSubsystem("nqn.open", "S", "M", 1, 2, True))
+    assert driver.response_to(DenyHost("nqn.open", AGENT)) == Done()
+    assert not driver.target.subsystems["nqn.open"].allow_any_host
+
+
+def test_where_there_is_no_subsystem_there_is_no_queue_pair() -> None:
+    assert exporter().response_to(DenyHost("nqn.none", AGENT)) == Done()
+
+
+def test_commands_of_the_other_role_are_refused() -> None:
+    assert mapper().response_to(DenyHost(EXPORT, AGENT)).status == Status.UNSUPPORTED
+    assert exporter().response_to(CREATE, TABLE).status == Status.UNSUPPORTED
+    assert exporter().response_to(ATTACH).status == Status.UNSUPPORTED
+
+
+# --- order, ends and limits ------------------------------------------------------------------------------------------
+
+
+def test_objects_do_not_wait_for_each_other() -> None:
+    driver = mapper()
+    driver.hold_calls = True
+    driver.command(ATTACH)
+    driver.command(CREATE, TABLE)
+    assert {type(held.call) for held in driver.held} == {FindController, ListTables}
+
+
+def test_commands_of_one_object_are_in_order() -> None:
+    driver = mapper()
+    driver.hold_calls = True
+    driver.command(ATTACH)
+    driver.command(DetachContainer(4))
+    assert len(driver.held) == 1, "the second has not begun"
+    made = driver.finish_calls()
+    assert [type(response) for response in driver.responses(made)] == [Attached, Done]
+    assert not driver.target.controllers
+
+
+def test_queued_commands_of_an_ended_session_are_dropped_and_the_running_one_ends() -> None:
+    driver = mapper()
+    driver.hold_calls = True
+    driver.command(ATTACH)
+    driver.command(DetachContainer(4))
+    driver.step(e.SessionDown("gone"))
+    made = driver.finish_calls()
+    assert not driver.responses(made) and not driver.target.controllers
+    assert [type(call) for call in driver.target.seen] == [FindController], "the running one stopped at its next step"
+    assert len(driver.core.work) == 0
+
+
+def test_a_new_session_waits_for_what_an_old_one_has_in_flight() -> None:
+    driver = mapper()
+    driver.hold_calls = True
+    driver.command(ATTACH)
+    driver.step(e.SessionDown("gone"))
+    driver.step(e.SessionUp())
+    driver.welcome()
+    driver.command(DetachContainer(4))
+    assert len(driver.held) == 1
+    made = driver.finish_calls()
+    assert [type(response) for response in driver.responses(made)] == [Done]
+
+
+def test_a_late_result_of_a_dead_target_is_ignored() -> None:
+    driver = mapper()
+    driver.hold_calls = True
+    driver.command(ATTACH)
+    (held,) = driver.held
+    driver.step(e.TargetExited("killed"))
+    assert driver.step(e.CallDone(held.token, PATH)) == []
+
+
+def test_a_lost_data_plane_ends_what_waits_for_it() -> None:
+    driver = mapper()
+    driver.plane_answers = False
+    driver.command(ATTACH)
+    assert driver.asked and len(driver.core.work) == 1
+    made = driver.step(e.DataPlaneDown("reset"))
+    assert not driver.responses(made), "its session has ended, too"
+    assert len(driver.core.work) == 0
+
+
+def test_more_commands_than_the_limit_are_refused() -> None:
+    driver = mapper()
+    driver.hold_calls = True
+    limit = driver.core.work.jobs_max
+    for slot in range(limit):
+        assert not driver.responses(driver.command(DetachContainer(slot % 4096)))
+        driver.asked.clear()
+    assert [one.status for one in driver.responses(driver.command(DetachContainer(1)))] == [Status.LIMIT]

@@ -1,0 +1,67 @@
+"""Everything that can be wrong with a configuration is named, and all of it at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.config import CONTAINERS_MAX, AgentConfig, ConfigError, ContainerConfig
+from tests.agent.driver import config
+
+GOOD = config("mapper", "exporter", containers=(ContainerConfig("c", "malloc", size_bytes=1 << 20),))
+
+
+def test_a_good_one() -> None:
+    GOOD.check()
+    assert GOOD.rpc_path == Path("/nowhere/a-rpc.sock") and GOOD.dataplane_path == Path("/nowhere/a-dp.sock")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"name": "no spaces"}, "name"),
+        ({"roles": frozenset()}, "roles"),
+        ({"roles": frozenset({"boss"})}, "roles"),
+        ({"controllers": ()}, "controllers"),
+        ({"target": "magic"}, "target"),
+        ({"target": "spdk"}, "target_command"),
+        ({"target_lifetime": "short"}, "target_lifetime"),
+        ({"roles": frozenset({"mapper"})}, "only an exporter"),
+        ({"containers": GOOD.containers * (CONTAINERS_MAX + 1)}, "at most"),
+        ({"containers": GOOD.containers * 2}, "names must differ"),
+        ({"listen_port": 65536}, "listen_port"),
+        ({"rpc_socket": Path("/" + "x" * 107)}, "107 bytes"),
+    ],
+)
+def test_a_wrong_field_is_named(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        replace(GOOD, **changes).check()
+
+
+@pytest.mark.parametrize(
+    ("container", "named"),
+    [
+        (ContainerConfig("", "malloc", size_bytes=512), "name"),
+        (ContainerConfig("c", "tape"), "kind"),
+        (ContainerConfig("c", "malloc", size_bytes=512, block_size=520), "block_size"),
+        (ContainerConfig("c", "malloc", size_bytes=513), "multiple"),
+        (ContainerConfig("c", "malloc"), "size_bytes"),
+        (ContainerConfig("c", "null"), "size_bytes"),
+        (ContainerConfig("c", "aio"), "path"),
+        (ContainerConfig("c", "bdev"), "bdev"),
+        (ContainerConfig("c", "nvme"), "traddr"),
+    ],
+)
+def test_a_wrong_container_is_named(container: ContainerConfig, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        replace(GOOD, containers=(container,)).check()
+
+
+def test_everything_is_told_at_once() -> None:
+    bad: AgentConfig = replace(GOOD, name="", listen_port=-1, target="magic")
+    with pytest.raises(ConfigError) as caught:
+        bad.check()
+    assert all(part in str(caught.value) for part in ("name:", "listen_port:", "target:"))

@@ -1,0 +1,121 @@
+"""What an exporter builds on its target, what it tells of it, and what it does when something cannot be built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.config import ContainerConfig
+from agent.core import effects as e
+from agent.core.calls import AddHost, AddListener, BdevState, CallRefused, CreateSubsystem, EnsureTransport, Listener
+from channel.messages import Export, LeaseGrant
+from tests.agent.driver import LISTENER, Driver, config, notice, of, sent
+
+MIB = 1 << 20
+FILE = ContainerConfig("disk0", "aio", Path("/images/disk0"), 64 * MIB)
+MEMORY = ContainerConfig("ram0", "malloc", size_bytes=16 * MIB, block_size=4096)
+MISSING = ContainerConfig("gone", "aio", Path("/images/gone"))
+LOCAL = ContainerConfig("nv0", "nvme", traddr="0000:01:00.0")
+OTHERS = ContainerConfig("raid0", "bdev", bdev="md")
+NQN = "nqn.2026-11.io.segmap:container:a:"
+
+
+def exporter(*containers: ContainerConfig) -> Driver:
+    return Driver(config("exporter", containers=containers))
+
+
+def test_each_container_gets_a_subsystem_that_lets_nobody_in() -> None:
+    driver = exporter(FILE, MEMORY)
+    assert e.Ready() in driver.start()
+    assert driver.target.files == {"/images/disk0": 64 * MIB}
+    for name in ("disk0", "ram0"):
+        seen = driver.target.subsystems[NQN + name]
+        assert (seen.allow_any_host, seen.hosts, seen.listeners) == (False, frozenset(), (LISTENER,))
+        assert [one.bdev for one in seen.namespaces] == [name]
+
+
+def test_exports_are_told_on_each_session() -> None:
+    driver = exporter(FILE, MEMORY)
+    driver.start()
+    for _ in range(2):
+        driver.step(e.SessionUp())
+        exports = sent(Export, driver.welcome())
+        assert [(one.name, one.last) for one in exports] == [("disk0", False), ("ram0", True)]
+        assert [(one.block_size, one.block_count) for one in exports] == [(512, 131072), (4096, 4096)]
+        assert {(one.trtype, one.traddr, one.trsvcid) for one in exports} == {("TCP", "127.0.0.1", "61234")}
+        assert [one.subnqn for one in exports] == [NQN + "disk0", NQN + "ram0"]
+        driver.step(e.SessionDown("gone"))
+
+
+def test_a_container_keeps_its_uuid_over_restarts() -> None:
+    uuids = []
+    for _ in range(2):
+        driver = exporter(MEMORY)
+        driver.start()
+        uuids.append(driver.target.bdevs["ram0"].uuid)
+    assert uuids[0] == uuids[1] and any(uuids[0])
+
+
+def test_an_adopted_target_keeps_its_allow_lists() -> None:
+    driver = exporter(MEMORY)
+    driver.start()
+    seen = driver.target.subsystems[NQN + "ram0"]
+    driver.target.perform(AddHost(NQN + "ram0", "nqn.agent"))
+    driver.step(e.TargetExited("the daemon was restarted, say"))
+    driver.advance(1)
+    driver.step(e.TargetStarted(b"t" * 16, True))
+    now = driver.target.subsystems[NQN + "ram0"]
+    assert now.hosts == {"nqn.agent"} and now.serial == seen.serial
+
+
+def test_a_dead_targets_exports_are_built_again_with_empty_lists() -> None:
+    driver = exporter(MEMORY).open()
+    driver.step(e.TargetExited("signal 9"))
+    driver.target.subsystems.clear()
+    driver.target.bdevs.clear()
+    driver.advance(1)
+    driver.step(e.TargetStarted(b"u" * 16, False))
+    assert driver.target.subsystems[NQN + "ram0"].hosts == frozenset()
+
+
+def test_one_bad_container_does_not_stop_the_others_and_is_tried_again() -> None:
+    driver = exporter(MISSING, MEMORY)
+    made = driver.start()
+    assert ["gone" in alarm.text for alarm in of(e.Alarm, made)] == [True]
+    driver.step(e.SessionUp())
+    assert [one.name for one in sent(Export, driver.welcome())] == ["ram0"]
+    assert not of(e.Alarm, driver.advance(5.5)), "the same trouble is told once"
+    driver.step(e.FromController(notice(LeaseGrant(1, 2))))
+    driver.target.files["/images/gone"] = MIB
+    made = driver.advance(5)
+    assert [one.name for one in sent(Export, made)] == ["gone", "ram0"]
+
+
+def test_bdevs_that_the_target_has_already() -> None:
+    driver = exporter(OTHERS, LOCAL)
+    driver.target.bdevs["md"] = BdevState("md", 512, 4096, b"m" * 16)
+    made = driver.start()
+    assert not of(e.Alarm, made)
+    assert [one.bdev for one in driver.target.subsystems[NQN + "raid0"].namespaces] == ["md"]
+    assert [one.bdev for one in driver.target.subsystems[NQN + "nv0"].namespaces] == ["nv0n1"]
+
+
+def test_a_bdev_that_is_not_there() -> None:
+    driver = exporter(OTHERS)
+    (alarm,) = of(e.Alarm, driver.start())
+    assert "no bdev md" in alarm.text
+
+
+def test_a_target_that_cannot_listen_exports_nothing() -> None:
+    driver = exporter(MEMORY)
+    driver.target.fault(EnsureTransport, CallRefused(-32603, "no"))
+    (alarm,) = of(e.Alarm, driver.start())
+    assert "(transport)" in alarm.text
+    assert not of(e.Alarm, driver.advance(6)) and NQN + "ram0" in driver.target.subsystems
+
+
+def test_calls_of_unknown_outcome_are_read_back() -> None:
+    driver = exporter(MEMORY)
+    driver.target.fault(CreateSubsystem, "late")
+    driver.target.fault(AddListener, "lost")
+    assert not of(e.Alarm, driver.start())
+    assert driver.target.subsystems[NQN + "ram0"].listeners == (Listener("TCP", "127.0.0.1", "61234"),)

@@ -6,6 +6,7 @@ shows the most telling state among them, in lower case when not all are alike.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 CELLS_MAX = 1024
 ROW_CELLS = 64
+ALIKE_MIN = 3
 PNG_CELLS_MAX = 1 << 16
 PNG_ROW_CELLS = 256
 PNG_CELL_PIXELS = 5
@@ -122,12 +124,33 @@ def rows(picture: Sequence[Cell], row_cells: int = ROW_CELLS) -> list[Sequence[C
     return [picture[index : index + row_cells] for index in range(0, len(picture), row_cells)]
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A printed row: its first segment, its cells, and how many rows like it follow unprinted."""
+
+    head: str
+    row: Sequence[Cell]
+    alike: int
+
+
+def lines(picture: Sequence[Cell], width: int, start: int, row_cells: int) -> list[Line]:
+    """Rows with their heads; of three or more rows that look the same only the first is kept."""
+    digits = len(str(start + len(picture) * width))
+    found: list[Line] = []
+    for looks, group in itertools.groupby(enumerate(rows(picture, row_cells)), key=lambda pair: list(pair[1])):
+        members = list(group)
+        kept = members if len(members) < ALIKE_MIN else members[:1]
+        for index, _ in kept:
+            head = f"{start + index * row_cells * width:>{digits}}"
+            found.append(Line(head, looks, len(members) - len(kept)))
+    return found
+
+
 def plain_lines(picture: Sequence[Cell], width: int, start: int = 0, row_cells: int = ROW_CELLS) -> list[str]:
     """The picture in letters, each row headed by its first segment."""
-    digits = len(str(start + len(picture) * width))
     return [
-        f"{start + index * row_cells * width:>{digits}} {''.join(cell.letter for cell in row)}"
-        for index, row in enumerate(rows(picture, row_cells))
+        f"{line.head} {''.join(cell.letter for cell in line.row)}{alike_text(line.alike)}"
+        for line in lines(picture, width, start, row_cells)
     ]
 
 
@@ -135,14 +158,18 @@ def rich_lines(picture: Sequence[Cell], width: int, start: int = 0, row_cells: i
     """The same in letters and colours, as rich texts."""
     from rich.text import Text
 
-    digits = len(str(start + len(picture) * width))
-    lines = []
-    for index, row in enumerate(rows(picture, row_cells)):
-        text = Text(f"{start + index * row_cells * width:>{digits}} ", style="bright_black")
-        for cell in row:
+    texts = []
+    for line in lines(picture, width, start, row_cells):
+        text = Text(f"{line.head} ", style="bright_black")
+        for cell in line.row:
             text.append(cell.letter, style=cell.style)
-        lines.append(text)
-    return lines
+        text.append(alike_text(line.alike), style="bright_black")
+        texts.append(text)
+    return texts
+
+
+def alike_text(alike: int) -> str:
+    return f"  and {alike} rows like this" if alike else ""
 
 
 def legend(runs: Sequence[Run]) -> str:
@@ -156,16 +183,16 @@ def write_png(path: Path, runs: Sequence[Run], start: int, count: int) -> None:
     from PIL import Image, ImageDraw
 
     picture, _ = cells(runs, start, count, PNG_CELLS_MAX)
-    lines = rows(picture, PNG_ROW_CELLS)
+    squares = rows(picture, PNG_ROW_CELLS)
     side = PNG_CELL_PIXELS
-    row_width = max((len(line) for line in lines), default=1)
+    row_width = max((len(line) for line in squares), default=1)
     image_width = max(row_width * side, 480)
-    image = Image.new("RGB", (image_width, len(lines) * side + 24), (255, 255, 255))
+    image = Image.new("RGB", (image_width, len(squares) * side + 24), (255, 255, 255))
     draw = ImageDraw.Draw(image)
-    for y, line in enumerate(lines):
+    for y, line in enumerate(squares):
         for x, cell in enumerate(line):
             draw.rectangle((x * side, y * side, (x + 1) * side - 2, (y + 1) * side - 2), fill=cell.pixel)
-    draw_legend(draw, totals(runs), len(lines) * side + 6)
+    draw_legend(draw, totals(runs), len(squares) * side + 6)
     image.save(path, format="PNG")
 
 

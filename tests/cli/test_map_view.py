@@ -53,6 +53,12 @@ def test_a_part_of_the_table() -> None:
     assert plain_lines(picture, 1, 8, 2) == [" 8 ..", "10 MM"]
 
 
+def test_rows_that_look_the_same_are_told_once() -> None:
+    picture, width = cells([Run(0, 2, "mapped", 0), Run(2, 8, "zero")], 0, 10)
+    assert plain_lines(picture, width, 0, 2) == [" 0 MM", " 2 ..  and 3 rows like this"]
+    assert plain_lines(picture[:6], width, 0, 2) == ["0 MM", "2 ..", "4 .."]
+
+
 def test_entries_become_runs() -> None:
     entries = [
         {"segment": 4, "state": "mapped", "slot": 1},

@@ -37,7 +37,10 @@ class Flag(IntFlag):
     BLOCKING = 2
 
 
-_FLAGS_MAX: Final = int(Flag.RESPONSE | Flag.BLOCKING)
+# Plain ints: operators of IntFlag would cost a fifth of a frame's time.
+_IS_RESPONSE: Final = int(Flag.RESPONSE)
+_IS_BLOCKING: Final = int(Flag.BLOCKING)
+_FLAGS_MAX: Final = _IS_RESPONSE | _IS_BLOCKING
 
 
 class Frame(NamedTuple):
@@ -192,7 +195,7 @@ def encode(message: Message, header: Header = NO_STAMPS, *, version: int = VERSI
         raise FieldError(f"{row.kind.name} cannot be blocking")
     if bool(header.request_id) != (row.response is not None):
         raise FieldError(f"{row.kind.name}: request id {header.request_id}")
-    flags = Flag.BLOCKING if header.blocking else 0
+    flags = _IS_BLOCKING if header.blocking else 0
     return REQUESTS[row.kind].encode(message, row.kind, version, flags, header)
 
 
@@ -205,7 +208,7 @@ def encode_response(
         raise FieldError(f"{type(message).__name__} does not answer {kind.name}")
     if header.blocking or not header.request_id:
         raise FieldError(f"response to {kind.name}: blocking, or no request id")
-    return codec.encode(message, kind, version, Flag.RESPONSE, header)
+    return codec.encode(message, kind, version, _IS_RESPONSE, header)
 
 
 def decode(frame: bytes) -> Frame:
@@ -219,15 +222,15 @@ def decode(frame: bytes) -> Frame:
     kind = _TYPES.get(code)
     if kind is None:
         raise ProtocolError("header.type", f"{code} is unknown")
-    response = bool(flags & Flag.RESPONSE)
+    response = bool(flags & _IS_RESPONSE)
     codec = (RESPONSES if response else REQUESTS).get(kind)
     if codec is None:
         raise ProtocolError("header.flags", f"{kind.name} has no response")
-    if flags & ~_FLAGS_MAX or (flags & Flag.BLOCKING and (response or kind not in _BLOCKING)):
+    if flags & ~_FLAGS_MAX or (flags & _IS_BLOCKING and (response or kind not in _BLOCKING)):
         raise ProtocolError("header.flags", f"{flags:#x} of {kind.name}")
     if bool(request_id) != (kind in RESPONSES):
         raise ProtocolError("header.request_id", f"{request_id} of {kind.name}")
-    header = Header(term, incarnation, epoch, table, sequence, request_id, bool(flags & Flag.BLOCKING))
+    header = Header(term, incarnation, epoch, table, sequence, request_id, bool(flags & _IS_BLOCKING))
     return Frame(kind, response, version, header, codec.decode(frame), frame)
 
 

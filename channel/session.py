@@ -39,7 +39,7 @@ from channel.handshake import (
     Versions,
     common_version,
 )
-from channel.messages import ROW_OF, ROWS, DataPlaneHello, Goodbye, Hello, Message, Response, Welcome, short
+from channel.messages import ROW_OF, TABLE, DataPlaneHello, Goodbye, Hello, Message, Response, Welcome, short
 from channel.values import VERSION, Header, MessageType
 from mapping.status import Status
 
@@ -77,6 +77,8 @@ class Session:
         self.state = FIRST_STATE[role]
         self.output_bytes = 0
         self.output_paused = False
+        self._sendable = frozenset(row.kind for row in TABLE if row.directions & OUTGOING[role])
+        self._receivable = frozenset(row.kind for row in TABLE if row.directions & INCOMING[role])
         self._reader = FrameReader()
         self._events: deque[Event] = deque()
         self._output: deque[bytes] = deque()
@@ -210,7 +212,7 @@ class Session:
         state = TRANSITIONS.get((self.role, self.state, way))
         if state is None:
             raise SessionStateError(f"{self.role.value} cannot {way.value}: the session {_doing(self.state)}")
-        if kind is not None and not ROWS[kind].directions & OUTGOING[self.role]:
+        if kind is not None and kind not in self._sendable:
             raise SessionStateError(f"{self.role.value} does not send {kind.name}")
         return state
 
@@ -282,7 +284,7 @@ class Session:
         if frame.response:
             self._receive_response(frame)
             return
-        if not ROWS[frame.type].directions & INCOMING[self.role]:
+        if frame.type not in self._receivable:
             raise ProtocolError("header.type", f"{frame.type.name} is not for the {self.role.value}")
         self._move(_received(frame.type))
         message = frame.message

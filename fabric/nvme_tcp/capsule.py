@@ -88,7 +88,6 @@ def connect_sqe(qid: int, sqsize: int, *, disable_flow_control: bool, keep_alive
     """Connect (data in the capsule). `sqsize` is 0's based."""
     return Sqe(
         FABRICS_OPCODE,
-        NQN_BYTES_MAX,
         FabricsType.CONNECT,
         cdw10=qid << 16,
         cdw11=sqsize | (4 if disable_flow_control else 0) << 16,

@@ -192,7 +192,7 @@ class _Worker(threading.Thread):
         self._inbox = inbox
         self._limits = limits
         self._loop = loop
-        self._started = started
+        self._begun = started
         self._fail = fail
         self._term = 0
         self._fold_wanted = False
@@ -204,7 +204,7 @@ class _Worker(threading.Thread):
         try:
             store = self._opener()
         except BaseException as error:
-            self._started.set_exception(error)
+            self._begun.set_exception(error)
             return
         try:
             self._serve(store)
@@ -216,10 +216,10 @@ class _Worker(threading.Thread):
             self._term = store.new_term()
             state = store.load()
         except BaseException as error:
-            self._started.set_exception(error)
+            self._begun.set_exception(error)
             return
         self._backlog = store.backlog()
-        self._started.set_result(state)
+        self._begun.set_result(state)
         group: list[_Waiting] = []
         try:
             while True:

@@ -1,0 +1,417 @@
+"""The daemon's shell: sockets, processes, time and chance for the core. It decides nothing.
+
+Events are fed to the core one at a time; its effects are executed in order before the next one. What both sessions have
+to send is written once a turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from transport.connection import ConnectFailed
+from transport.tls import TlsContext
+
+from agent.config import AgentConfig
+from agent.core import Agent
+from agent.core import effects as e
+from agent.core.calls import CallFailed, CallUnknown, Listener
+from agent.link import Link
+from agent.ports import Reservation
+from agent.target_calls import TargetCalls
+from agent.target_process import State, TargetHandle, TargetUnavailable, write_whole
+from channel.events import Event as ChannelEvent
+from channel.events import (
+    NoticeReceived,
+    OutputPaused,
+    OutputResumed,
+    RequestReceived,
+    ResponseReceived,
+    SessionEnded,
+    SessionOpened,
+)
+from channel.handshake import Role
+from channel.messages import DataPlaneHello, Welcome
+from channel.session import LimitReached, Session, SessionStateError
+from mapping.status import Status
+from transport import tcp, unix
+
+CONTROLLER_IDENTITY: Final = "segmap:controller"
+JITTER: Final = (0.5, 1.5)
+DATA_PLANE_CONNECT_S: Final = 2.0
+_log = logging.getLogger("segmap.agent")
+
+
+class AgentFailed(Exception):
+    """The daemon cannot do its work; the text says why."""
+
+
+class AgentShell:
+    """One agent daemon in this event loop."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        clock: Callable[[], int] = time.monotonic_ns,
+        chance: random.Random | None = None,
+    ) -> None:
+        config.check()
+        self.config = config
+        self._clock = clock
+        self._chance = chance or random.Random()
+        self._tls = TlsContext.client(config.tls_ca, config.tls_certificate, config.tls_key, expect=CONTROLLER_IDENTITY)
+        self._addresses = itertools.cycle(config.controllers)
+        state = State.load(config.state_path)
+        self._port = Reservation(config.listen_host, config.listen_port or state.port, self._chance)
+        self.listener = Listener("TCP", config.listen_host, str(self._port.port))
+        self.core = Agent(config, self.listener)
+        self._target = TargetHandle(config, self._port.port, lambda why: self._step(e.TargetExited(why)))
+        self._calls: TargetCalls | None = None
+        self._controller: Link | None = None
+        self._data_plane: Link | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._target_tasks: set[asyncio.Task[None]] = set()
+        self._connecting: dict[str, asyncio.Task[None]] = {}
+        self._queue: deque[e.Event] = deque()
+        self._stepping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns: int | None = None
+        self._stopping = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._failure = ""
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            e.RelayController: self._relay_controller,
+            e.RelayDataPlane: self._relay_data_plane,
+            e.SendController: self._send_controller,
+            e.RespondController: self._respond_controller,
+            e.SendDataPlane: self._send_data_plane,
+            e.CallTarget: self._call_target,
+            e.StartTarget: self._start_target,
+            e.StopTarget: self._stop_target,
+            e.ConnectDataPlane: self._connect_data_plane,
+            e.CloseDataPlane: self._close_data_plane,
+            e.ConnectController: self._connect_controller,
+            e.CloseController: self._close_controller,
+            e.Alarm: lambda alarm: _log.warning("%s: %s", config.name, alarm.text),
+            e.Note: lambda note: _log.info("%s: %s", config.name, note.text),
+            e.Ready: self._became_ready,
+            e.GiveUp: self._give_up,
+        }
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until `stop`. Raises AgentFailed when there is nothing more to try."""
+        try:
+            self._step(e.Started())
+            await self._stopping.wait()
+        finally:
+            await self._end()
+        if self._failure:
+            raise AgentFailed(self._failure)
+
+    def stop(self) -> None:
+        """Ask `run` to end; from the event loop's thread."""
+        self._stopping.set()
+
+    async def ready(self) -> None:
+        """Until the target is up and everything that is to be exported is."""
+        await self._ready.wait()
+
+    @property
+    def target_pid(self) -> int:
+        """The target's process id, 0 if there is none."""
+        return self._target.pid
+
+    async def _end(self) -> None:
+        self._stepping = True  # what still happens is not told to the core any more
+        if self._timer is not None:
+            self._timer.cancel()
+        for link in (self._controller, self._data_plane):
+            if link is not None:
+                link.end(Status.CANCELLED, "the daemon ends")
+        await self._cancel({*self._tasks, *self._target_tasks, *self._connecting.values()})
+        if self.config.target_lifetime == "daemon":
+            await self._target.end()
+        else:
+            await self._target.release()
+        if self._calls is not None:
+            await self._calls.close()
+        self._port.close()
+        if self.config.ready_file is not None:
+            self.config.ready_file.unlink(missing_ok=True)
+
+    async def _cancel(self, tasks: set[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- the core ----------------------------------------------------------------------------------------------------
+
+    def _step(self, event: e.Event) -> None:
+        """Feed the core; events that come from executing its effects follow in order."""
+        self._queue.append(event)
+        if self._stepping:
+            return
+        self._stepping = True
+        try:
+            while self._queue:
+                for effect in self.core.step(self._queue.popleft(), self._clock()):
+                    self._handlers[type(effect)](effect)
+        except Exception as error:
+            _log.exception("%s: internal error; the daemon ends, its target does not", self.config.name)
+            self._failure = f"internal error: {error!r}"
+            self._stopping.set()
+        finally:
+            self._stepping = False
+
+    def _settle(self) -> None:
+        """After a turn: write what is to be written, and set the timer."""
+        for link in (self._controller, self._data_plane):
+            if link is not None:
+                link.flush()
+                link.pump()
+        deadline = self.core.next_deadline()
+        if deadline == self._timer_ns or self._stopping.is_set():
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_ns = None, deadline
+        if deadline is not None:
+            delay_s = max(deadline - self._clock(), 0) / 1e9
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = self._timer_ns = None
+        self._tell(e.Tick())
+
+    def _tell(self, event: e.Event) -> None:
+        """An event from outside, as a turn of its own."""
+        self._step(event)
+        self._settle()
+
+    def _spawn(self, work: Any, tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return task
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def _relay_controller(self, effect: e.RelayController) -> None:
+        if self._controller is not None:
+            self._guard_controller(lambda link: link.session.relay(effect.received))
+
+    def _send_controller(self, effect: e.SendController) -> None:
+        self._guard_controller(lambda link: link.session.send(effect.message, effect.header))
+
+    def _respond_controller(self, effect: e.RespondController) -> None:
+        self._guard_controller(lambda link: link.session.respond(effect.request, effect.response))
+
+    def _guard_controller(self, send: Callable[[Link], object]) -> None:
+        """A session that has just ended tells so itself; one that takes no more is ended."""
+        link = self._controller
+        if link is None:
+            return
+        try:
+            send(link)
+        except SessionStateError:
+            _log.debug("%s: not sent: the controller's session has ended", self.config.name)
+        except LimitReached as limit:
+            self._close_controller(e.CloseController(str(limit)))
+            self._step(e.SessionDown(str(limit), Status.LIMIT))
+
+    def _relay_data_plane(self, effect: e.RelayDataPlane) -> None:
+        link, received = self._data_plane, effect.received
+        if link is None:
+            return
+        try:
+            link.session.relay(received)
+        except SessionStateError:
+            _log.debug("%s: not sent: the data plane's session has ended", self.config.name)
+        except LimitReached as limit:
+            if isinstance(received, RequestReceived):
+                self._step(e.NotRelayed(received, str(limit)))
+            else:
+                self._lose_data_plane(str(limit))
+
+    def _send_data_plane(self, effect: e.SendDataPlane) -> None:
+        link = self._data_plane
+        try:
+            if link is None:
+                raise SessionStateError("there is no connection to the data plane")
+            link.session.send(effect.message, effect.header, effect.token)
+        except (SessionStateError, LimitReached) as error:
+            self._step(e.CallDone(effect.token, None, CallUnknown(str(error))))
+
+    def _lose_data_plane(self, reason: str) -> None:
+        self._close_data_plane(e.CloseDataPlane(reason))
+        self._step(e.DataPlaneDown(reason))
+
+    # --- the controller ----------------------------------------------------------------------------------------------
+
+    def _connect_controller(self, effect: e.ConnectController) -> None:
+        self._begin_connecting("controller", self._reach_controller(effect.delay_ns))
+
+    def _begin_connecting(self, whom: str, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._connecting[whom] = task
+        task.add_done_callback(lambda done: self._connecting.pop(whom) if self._connecting.get(whom) is done else None)
+
+    def _stop_connecting(self, whom: str) -> None:
+        task = self._connecting.pop(whom, None)
+        if task is not None:
+            task.cancel()
+
+    async def _reach_controller(self, delay_ns: int) -> None:
+        await asyncio.sleep(delay_ns / 1e9 * self._chance.uniform(*JITTER))
+        host, port = next(self._addresses)
+        try:
+            connection = await tcp.connect(host, port, tls=self._tls)
+        except ConnectFailed as error:
+            self._tell(e.SessionDown(str(error)))
+            return
+        self._controller = Link(connection, Session(Role.AGENT), self._from_controller, self._settle)
+        self._controller.start()
+        self._tell(e.SessionUp())
+
+    def _from_controller(self, event: ChannelEvent) -> None:
+        if isinstance(event, RequestReceived | NoticeReceived | ResponseReceived):
+            self._step(e.FromController(event))
+        elif isinstance(event, SessionOpened):
+            assert isinstance(event.message, Welcome)
+            self._step(e.Welcomed(event.message, event.header))
+        elif isinstance(event, SessionEnded):
+            self._controller = None
+            self._step(e.SessionDown(event.detail or event.status.name, event.status))
+        else:
+            _hold(self._data_plane, event)
+
+    def _close_controller(self, effect: e.CloseController) -> None:
+        self._stop_connecting("controller")
+        link, self._controller = self._controller, None
+        if link is not None:
+            link.end(Status.CANCELLED, effect.reason)
+            _release(self._data_plane)
+
+    # --- the data plane ----------------------------------------------------------------------------------------------
+
+    def _connect_data_plane(self, effect: e.ConnectDataPlane) -> None:
+        self._begin_connecting("data plane", self._reach_data_plane(effect.delay_ns))
+
+    async def _reach_data_plane(self, delay_ns: int) -> None:
+        await asyncio.sleep(delay_ns / 1e9)
+        try:
+            connection = await unix.connect(self.config.dataplane_path, connect_timeout_s=DATA_PLANE_CONNECT_S)
+        except ConnectFailed as error:
+            self._tell(e.DataPlaneDown(str(error)))
+            return
+        self._data_plane = Link(connection, Session(Role.DAEMON), self._from_data_plane, self._settle)
+        self._data_plane.start()
+
+    def _from_data_plane(self, event: ChannelEvent) -> None:
+        if isinstance(event, RequestReceived | NoticeReceived | ResponseReceived):
+            self._step(e.FromDataPlane(event))
+        elif isinstance(event, SessionOpened):
+            assert isinstance(event.message, DataPlaneHello)
+            self._step(e.DataPlaneUp(event.message.instance, event.header))
+        elif isinstance(event, SessionEnded):
+            self._data_plane = None
+            self._step(e.DataPlaneDown(event.detail or event.status.name))
+            _release(self._controller)
+        else:
+            _hold(self._controller, event)
+
+    def _close_data_plane(self, effect: e.CloseDataPlane) -> None:
+        self._stop_connecting("data plane")
+        link, self._data_plane = self._data_plane, None
+        if link is not None:
+            link.end(Status.CANCELLED, effect.reason)
+            _release(self._controller)
+
+    # --- the target --------------------------------------------------------------------------------------------------
+
+    def _call_target(self, effect: e.CallTarget) -> None:
+        assert self._calls is not None
+        self._spawn(self._perform(self._calls, effect), self._target_tasks)
+
+    async def _perform(self, calls: TargetCalls, effect: e.CallTarget) -> None:
+        try:
+            value = await calls.perform(effect.call)
+        except CallFailed as failure:
+            event = e.CallDone(effect.token, None, failure)
+        else:
+            event = e.CallDone(effect.token, value)
+        if calls is self._calls:
+            self._tell(event)
+
+    def _start_target(self, _: e.StartTarget) -> None:
+        self._spawn(self._obtain_target(), self._tasks)
+
+    async def _obtain_target(self) -> None:
+        await self._close_calls()
+        try:
+            running = await self._target.obtain()
+        except TargetUnavailable as error:
+            self._tell(e.TargetExited(str(error)))
+            return
+        self._calls = TargetCalls(self.config.rpc_path, self.config.rpc_timeout_s)
+        _log.info("%s: target %d %s", self.config.name, self._target.pid, "adopted" if running.adopted else "started")
+        self._tell(e.TargetStarted(running.identity, running.adopted))
+
+    def _stop_target(self, effect: e.StopTarget) -> None:
+        self._spawn(self._finish_target(effect.reason), self._tasks)
+
+    async def _finish_target(self, reason: str) -> None:
+        await self._target.end()
+        self._tell(e.TargetExited(reason))
+
+    async def _close_calls(self) -> None:
+        """Calls to a target that is gone are of no interest any more."""
+        calls, self._calls = self._calls, None
+        await self._cancel(set(self._target_tasks))
+        if calls is not None:
+            await calls.close()
+
+    def _became_ready(self, _: e.Ready) -> None:
+        self._ready.set()
+        if self.config.ready_file is not None:
+            facts = {
+                "pid": os.getpid(),
+                "target_pid": self._target.pid,
+                "listen_host": self.listener.traddr,
+                "listen_port": self._port.port,
+            }
+            with contextlib.suppress(OSError):
+                write_whole(Path(self.config.ready_file), json.dumps(facts) + "\n")
+
+    def _give_up(self, effect: e.GiveUp) -> None:
+        _log.error("%s: %s", self.config.name, effect.reason)
+        self._failure = effect.reason
+        self._stopping.set()
+
+
+def _hold(other: Link | None, event: OutputPaused | OutputResumed) -> None:
+    """One side does not keep up: read no more from the other until it does."""
+    if other is None:
+        return
+    if isinstance(event, OutputPaused):
+        other.connection.pause()
+    else:
+        other.connection.resume()
+
+
+def _release(other: Link | None) -> None:
+    """The side that did not keep up is gone."""
+    if other is not None:
+        other.connection.resume()

@@ -1,0 +1,229 @@
+"""The target's process as the daemon sees it: adopted if it runs, started if not, watched, ended.
+
+A new target is started only when no older one of ours is left: what the state file names and is not to be adopted is
+ended first. Who listens on the RPC socket is asked from the kernel (SO_PEERCRED, unix(7)), so a target that somebody
+else started is watched just the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from uuid import NAMESPACE_OID, uuid5
+
+from agent.bound import bound_command
+from agent.config import AgentConfig
+from spdk_rpc.commands import embedded_command
+from spdk_rpc.process import ProcessGone, ProcessIdentity, TargetProcess, read_start_time
+from spdk_rpc.target import Target, TargetNotRunning, TargetStartError
+
+STOP_S: Final = 5.0
+ADOPT_S: Final = 5.0
+FILE_MODE: Final = 0o600
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+CREDENTIALS: Final = struct.Struct("iII")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The target that was found or started. `identity` is what the core calls it."""
+
+    identity: bytes
+    adopted: bool
+
+
+class TargetUnavailable(Exception):
+    """No target can be had now; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a daemon leaves to the next one."""
+
+    port: int = 0
+    process: ProcessIdentity | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> State:
+        """An unreadable file is as good as none."""
+        try:
+            data: dict[str, Any] = json.loads(path.read_text())
+            pid, start_time, port = int(data["pid"]), int(data["start_time"]), int(data["port"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+        return cls(port, ProcessIdentity(pid, start_time) if pid else None)
+
+    def save(self, path: Path) -> None:
+        """Whole or not at all."""
+        process = self.process or ProcessIdentity(0, 0)
+        text = json.dumps({"pid": process.pid, "start_time": process.start_time, "port": self.port})
+        write_whole(path, text + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's text in one step."""
+    started = path.with_name(path.name + ".new")
+    with os.fdopen(os.open(started, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE), "w") as file:
+        file.write(text)
+    started.rename(path)
+
+
+class TargetHandle:
+    """At most one target. `exited(reason)` is called once when it has ended by itself, or was killed by others."""
+
+    def __init__(self, config: AgentConfig, port: int, exited: Callable[[str], None]) -> None:
+        self._config = config
+        self._port = port
+        self._exited = exited
+        self._target: Target | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id, 0 if there is none."""
+        identity = self._target.identity if self._target is not None else None
+        return identity.pid if identity is not None else 0
+
+    async def obtain(self) -> Running:
+        """Adopt or start. Raises TargetUnavailable."""
+        config = self._config
+        try:
+            target, adopted = await self._adopt_or_start()
+        except (TargetNotRunning, TargetStartError, OSError) as error:
+            raise TargetUnavailable(str(error)) from error
+        self._target = target
+        assert target.identity is not None
+        State(self._port, target.identity).save(config.state_path)
+        write_whole(config.pid_path, f"{target.identity.pid}\n")
+        self._watcher = asyncio.create_task(self._watch(target, target.identity))
+        return Running(_identity(target.identity), adopted)
+
+    async def end(self) -> None:
+        """End the process: SIGTERM, then SIGKILL."""
+        target = await self._take()
+        if target is not None:
+            await target.stop(STOP_S)
+            State(self._port).save(self._config.state_path)
+            self._config.pid_path.unlink(missing_ok=True)
+
+    async def release(self) -> None:
+        """Let go of it; it goes on."""
+        target = await self._take()
+        if target is not None:
+            await target.close()
+
+    async def _take(self) -> Target | None:
+        target, self._target = self._target, None
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+            self._watcher = None
+        return target
+
+    async def _watch(self, target: Target, identity: ProcessIdentity) -> None:
+        """The pidfd tells when the process has ended; that it is silent is not its end."""
+        process = TargetProcess.adopt(identity) if read_start_time(identity.pid) == identity.start_time else None
+        try:
+            if process is not None:
+                await process.wait()
+        finally:
+            if process is not None:
+                process.close()
+        self._target = None
+        self._watcher = None
+        await target.stop(STOP_S)
+        self._config.pid_path.unlink(missing_ok=True)
+        self._exited(f"process {identity.pid} has ended; see {self._config.log_path}")
+
+    async def _adopt_or_start(self) -> tuple[Target, bool]:
+        config = self._config
+        recorded = State.load(config.state_path).process
+        listening = await asyncio.to_thread(listener_of, config.rpc_path)
+        if listening is not None:
+            try:
+                return await self._adopt(listening), True
+            except TargetNotRunning:
+                if config.target == "adopt" or listening != recorded:
+                    raise
+        if config.target == "adopt":
+            raise TargetUnavailable(f"nothing listens at {config.rpc_path}; start the target, or let the agent do it")
+        await _end_process(recorded)
+        await _end_process(listening if listening == recorded else None)
+        return await self._start(), False
+
+    async def _adopt(self, identity: ProcessIdentity) -> Target:
+        try:
+            async with asyncio.timeout(ADOPT_S):
+                return await Target.adopt(self._config.rpc_path, identity, timeout_s=ADOPT_S / 2)
+        except TimeoutError as error:
+            raise TargetNotRunning(f"process {identity.pid} does not answer at {self._config.rpc_path}") from error
+
+    async def _start(self) -> Target:
+        config = self._config
+        command = target_command(config)
+        if config.target_lifetime == "daemon":
+            command = bound_command(command)
+        return await Target.start(
+            command,
+            config.rpc_path,
+            log_path=config.log_path,
+            ready_s=config.target_ready_s,
+            timeout_s=config.rpc_timeout_s,
+        )
+
+
+def target_command(config: AgentConfig) -> list[str]:
+    """What is run as the target."""
+    if config.target == "spdk":
+        return [*config.target_command, "-r", str(config.rpc_path)]
+    command = embedded_command(config.rpc_path, config.dataplane_path if config.maps else None)
+    return [*config.target_command, *command[3:]] if config.target_command else command
+
+
+def listener_of(path: Path) -> ProcessIdentity | None:
+    """The process that listens on a Unix socket, or None if none does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+            data = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        except OSError:
+            return None
+    pid = CREDENTIALS.unpack(data)[0]
+    start_time = read_start_time(pid)
+    return None if start_time is None else ProcessIdentity(pid, start_time)
+
+
+async def _end_process(identity: ProcessIdentity | None) -> bool:
+    """True if there was such a process; it has ended now."""
+    if identity is None:
+        return False
+    try:
+        process = TargetProcess.adopt(identity)
+    except ProcessGone:
+        return False
+    try:
+        await process.stop(STOP_S)
+    finally:
+        process.close()
+    return True
+
+
+async def end_left_over(config: AgentConfig) -> bool:
+    """End the target that an ended daemon left running; True if there was one."""
+    ended = await _end_process(State.load(config.state_path).process)
+    config.pid_path.unlink(missing_ok=True)
+    return ended
+
+
+def _identity(process: ProcessIdentity) -> bytes:
+    """16 bytes that name this process for good, the same for every daemon that adopts it."""
+    boot = BOOT_ID.read_text().strip()
+    return uuid5(NAMESPACE_OID, f"{boot}:{process.pid}:{process.start_time}").bytes

@@ -51,6 +51,7 @@ DENY_S = 10.0
 POLL_S = 0.05
 PROBE_S = 1.0
 EVENTS_MAX = 64
+SET_OPTIONS = "bdev_nvme_set_options"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,8 @@ class Target:
 
     async def attach(self, container: Container) -> tuple[Bdev, ...]:
         """Attaches the container; its bdevs. Nothing changes if it is attached. Raises TargetConflict, RpcError."""
+        if isinstance(container, NvmeTcpContainer):
+            await self._containers.converge(reads_flush, plan_flush)
         inventory = await self._containers.converge(
             lambda client: read_inventory(client, container), lambda found: plan_attach(container, found)
         )
@@ -336,6 +339,21 @@ async def read_inventory(client: AsyncRpcClient, container: Container) -> Invent
         return Inventory(await client.run(bdev.get_bdevs()), await client.run(bdev_nvme.get_controllers()))
     found = await read_bdev(client, container.name)
     return Inventory(() if found is None else (found,))
+
+
+async def reads_flush(client: AsyncRpcClient) -> bool:
+    """Whether a flush of an NVMe bdev goes to its controller: SPDK answers it by itself unless told otherwise."""
+    if SET_OPTIONS not in await client.run(framework.get_methods(current=True)):
+        return True  # the embedded target has no such option: it always sends it
+    for call in await client.run(framework.get_config("bdev")):
+        if call["method"] == SET_OPTIONS:
+            return call["params"].get("enable_flush", True) is True
+    return True
+
+
+def plan_flush(enabled: bool) -> Sequence[Call[Any]]:
+    """Lets flushes go to the controllers. Refused (-EPERM) while one is attached: detach all first."""
+    return [] if enabled else [bdev_nvme.set_options(enable_flush=True)]
 
 
 def check_same(disk: SegmapBdev, found: SegmapState) -> None:

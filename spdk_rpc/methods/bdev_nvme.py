@@ -94,6 +94,11 @@ def get_controllers(name: str | None = None) -> Call[tuple[Controller, ...]]:
     return Call("bdev_nvme_get_controllers", without_none(name=name), lambda node: node.list(_read_controller))
 
 
+def set_options(*, enable_flush: bool) -> Call[bool]:
+    """``bdev_nvme_set_options``: the others stay; ``-EPERM`` while a controller is attached"""
+    return Call("bdev_nvme_set_options", {"enable_flush": enable_flush}, read_true)
+
+
 def _read_controller(node: Node) -> Controller:
     return Controller(node.text("name"), node.member("ctrlrs").list(_read_path))
 

@@ -1,0 +1,27 @@
+"""The command table: every `segmap` command, one module for each group."""
+
+from __future__ import annotations
+
+from cli.command import Command
+from cli.commands import agents, cluster, configuration, containers, daemons, io, maps, pki, vdisks
+
+GROUPS: dict[str, str] = {
+    "container": "Storage that vdisks are made of.",
+    "vdisk": "Virtual disks.",
+    "agent": "Mapping agents and container hosts; with --config, the daemon itself.",
+    "io": "Data in and out of vdisks, and I/O that waits.",
+    "config": "The configuration file.",
+    "pki": "Certificates of the controller and the agents.",
+}
+
+COMMANDS: tuple[Command, ...] = (
+    *daemons.COMMANDS,
+    *cluster.COMMANDS,
+    *containers.COMMANDS,
+    *vdisks.COMMANDS,
+    *maps.COMMANDS,
+    *agents.COMMANDS,
+    *io.COMMANDS,
+    *configuration.COMMANDS,
+    *pki.COMMANDS,
+)

@@ -1,0 +1,1 @@
+"""`segmap up`: every process of a cluster on this machine, from one file, started, watched and ended together."""

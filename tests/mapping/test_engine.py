@@ -50,6 +50,7 @@ def statuses(effects: list[Effect]) -> list[Status]:
     return [effect.status for effect in effects if isinstance(effect, Complete)]
 
 
+@pytest.mark.claim(24, 34)
 def test_a_loaded_entry_forwards_and_completes() -> None:
     engine = make()
     engine.set_entries(5, 1, [pack(1, 99)], 0)
@@ -91,6 +92,7 @@ def test_translate_is_closed_without_lease_when_suspended_and_when_deleted() -> 
     assert engine.translate(5, READ_MASK, 1) == -1
 
 
+@pytest.mark.claim(22)
 def test_zero_reads_zeroes_and_writes_fault() -> None:
     engine = make()
     engine.set_entries(5, 1, [ZERO_ENTRY], 0)
@@ -100,6 +102,7 @@ def test_zero_reads_zeroes_and_writes_fault() -> None:
     assert (fault.kind, fault.state, fault.entry) == (FaultKind.WRITE, State.ZERO, ZERO_ENTRY)
 
 
+@pytest.mark.claim(23)
 def test_error_fails_reads_and_writes() -> None:
     engine = make()
     engine.set_entries(5, 1, [pack(0, 1, ERROR)], 0)
@@ -210,6 +213,7 @@ def test_ranges_outside_the_table_are_refused(start: int, count: int, length: in
     assert make().set_entries(start, count, [0] * length, 0) == (Status.OUT_OF_RANGE, [])
 
 
+@pytest.mark.claim(30)
 def test_one_entry_fills_a_range() -> None:
     engine = make()
     assert engine.set_entries(8, 40, [pack(0, 3, NO_WRITE)], 0)[0] is Status.OK
@@ -222,6 +226,7 @@ def test_invalid_entries_are_stored_as_zero() -> None:
     assert not any(engine.table.get(0, 10))
 
 
+@pytest.mark.claim(27, 31, 35)
 def test_state_commands() -> None:
     engine = make()
     engine.set_entries(0, 4, [pack(0, 1), pack(0, 2, NO_WRITE), ZERO_ENTRY, 0], 0)
@@ -266,6 +271,7 @@ def test_out_of_range() -> None:
     assert statuses(make().submit(part(segment=64), 1)) == [Status.OUT_OF_RANGE]
 
 
+@pytest.mark.claim(28)
 def test_deleted_table_faults_no_table() -> None:
     engine = make()
     engine.set_entries(5, 1, [pack(0, 1)], 0)

@@ -26,6 +26,7 @@ from mapping.entry import (
 )
 
 
+@pytest.mark.claim(8, 9, 10, 12)
 @given(st.integers(0, SLOT_MAX), st.integers(0, SEGMENT_MAX), st.sampled_from([0, NO_WRITE, ZERO, ERROR, ERROR | ZERO]))
 def test_pack_round_trips(slot: int, segment: int, flags: int) -> None:
     entry = pack(slot, segment, flags)
@@ -33,6 +34,7 @@ def test_pack_round_trips(slot: int, segment: int, flags: int) -> None:
     assert entry < 1 << 64
 
 
+@pytest.mark.claim(8, 9, 10, 17, 19, 21)
 def test_layout_is_the_one_on_the_wire() -> None:
     assert pack(3, 17, NO_WRITE) == 0x0000_0000_0011_0033
     assert pack(SLOT_MAX, SEGMENT_MAX, 15) == (1 << 64) - 1
@@ -48,6 +50,7 @@ def test_pack_refuses_what_does_not_fit(slot: int, segment: int, flags: int) -> 
         pack(slot, segment, flags)
 
 
+@pytest.mark.claim(2, 4, 18, 20, 22, 23)
 @pytest.mark.parametrize("flags", range(16))
 def test_precedence_is_invalid_error_zero_no_write(flags: int) -> None:
     order = [(not flags & MAPPED, State.INVALID), (flags & ERROR, State.ERROR), (flags & ZERO, State.ZERO)]
@@ -59,6 +62,7 @@ def test_precedence_is_invalid_error_zero_no_write(flags: int) -> None:
     assert normalised(entry) == (entry if flags & MAPPED else 0)
 
 
+@pytest.mark.claim(13)
 def test_zero_filled_memory_is_invalid() -> None:
     assert state_of(0) is State.INVALID
 

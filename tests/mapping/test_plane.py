@@ -173,6 +173,7 @@ def test_outstanding_faults_are_kept_for_the_next_session() -> None:
     assert [fault.segment for fault in plane.outstanding_faults()] == [4, 2, 9]
 
 
+@pytest.mark.claim(32, 31, 35)
 def test_a_blocking_command_answers_after_older_io() -> None:
     plane = admitted()
     plane.set_entries(stamp(1), 7, 3, 1, [pack(0, 1)], 1)

@@ -42,6 +42,7 @@ EXPECTED = {
 CELLS = [(R, True), (W, True), (C, False), (U, False), (U, True), (Z, False), (Z, True)]
 
 
+@pytest.mark.claim(3, 5, 12)
 @pytest.mark.parametrize("state", list(State))
 def test_every_state_and_operation(state: State) -> None:
     for entry, ((operation, whole), expected) in product(ENTRIES[state], zip(CELLS, EXPECTED[state], strict=True)):
@@ -55,6 +56,7 @@ def test_without_reclaim_a_whole_segment_is_like_a_part(state: State) -> None:
         assert decide(entry, operation, whole, reclaim=False) == decide(entry, operation, False, reclaim=True)
 
 
+@pytest.mark.claim(5)
 def test_a_segment_is_never_written_through_no_write_zero_error_or_invalid() -> None:
     for state, operation, whole, reclaim in product(State, [W, Z, C], [False, True], [False, True]):
         if state is not State.NONE:
@@ -80,6 +82,7 @@ ACTIVATE = {
 }
 
 
+@pytest.mark.claim(31)
 @pytest.mark.parametrize("state", list(ACTIVATE))
 def test_a_command_may_activate_any_state(state: State) -> None:
     for entries in ENTRIES.values():

@@ -11,12 +11,14 @@ from mapping.entry import ERROR, NO_WRITE, ZERO_ENTRY, State, pack
 from mapping.table import SEGMENTS_MAX, Table
 
 
+@pytest.mark.claim(2, 12, 18)
 def test_a_new_table_is_invalid_everywhere() -> None:
     table = Table(10)
     assert list(table.get(0, 10)) == [0] * 10
     assert table.counts()[State.INVALID] == 10
 
 
+@pytest.mark.claim(13, 29)
 def test_a_petabyte_costs_nothing_until_used() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     table = Table(1 << 30)
@@ -38,6 +40,7 @@ def test_wipe_makes_everything_invalid_and_gives_memory_back() -> None:
     assert list(table.get(2, 3)) == [0, ZERO_ENTRY, 0]
 
 
+@pytest.mark.claim(27)
 def test_counts_by_highest_state() -> None:
     table = Table(100_000)
     table.fill(5000, 10_000, ZERO_ENTRY)

@@ -232,7 +232,7 @@ class _Worker(threading.Thread):
                     return
                 self._fold(store, busy=bool(group))
         except BaseException as error:
-            self._stop(error, group)
+            self._give_up(error, group)
 
     # -- groups --------------------------------------------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class _Worker(threading.Thread):
         committed = store.commit([waiting.batch for waiting in group], self._term)
         self._loop.call_soon_threadsafe(_resolve, group, committed)
 
-    def _stop(self, error: BaseException, group: list[_Waiting]) -> None:
+    def _give_up(self, error: BaseException, group: list[_Waiting]) -> None:
         failure = error if isinstance(error, StoreError) else StoreError(f"the store's worker failed: {error!r}")
         _LOG.critical("the store has stopped: %s", failure, exc_info=error)
         self._loop.call_soon_threadsafe(self._refuse, group, failure)

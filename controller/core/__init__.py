@@ -1,0 +1,1 @@
+"""The decisions of the controller: pure, driven by `machine.Controller.step`; clock, ids and state are given in."""

@@ -1,0 +1,257 @@
+"""What the controller knows of an agent: its session, its incarnation, its lease, its tables and containers.
+
+State only; who changes it and when is in admission, bringup, fencing and faults. Persisted are name, number, roles,
+instance, incarnation and standing; all else is learnt again after a restart, presuming the worst (design: controllers
+too have leases).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from controller.core.allocator import Extent
+from controller.core.holdings import UNKNOWN, Holdings
+
+if TYPE_CHECKING:
+    from controller.core.truth import VDisk
+
+MAPPER: Final = 1
+EXPORTER: Final = 2
+ROLE_NAMES: Final = {MAPPER: "mapper", EXPORTER: "exporter"}
+
+
+class Standing(StrEnum):
+    """Of an incarnation, as persisted. NONE: never admitted. A FENCED one is never admitted again."""
+
+    NONE = "none"
+    ALIVE = "alive"
+    FENCING = "fencing"
+    FENCED = "fenced"
+
+
+class TableState(Enum):
+    """Of a table at an agent, as far as the controller knows."""
+
+    UNKNOWN = "unknown"
+    ABSENT = "absent"
+    CREATING = "creating"
+    CREATED = "created"
+    DELETING = "deleting"
+
+
+class AttachState(StrEnum):
+    """Of a container at an agent."""
+
+    WAITING = "waiting"
+    ATTACHING = "attaching"
+    ATTACHED = "attached"
+    FAILED = "failed"
+
+
+class Attachment:
+    """A container at an agent. `detail` says what it waits for, or what went wrong."""
+
+    __slots__ = ("detail", "flags", "slot", "state", "then")
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.state = AttachState.WAITING
+        self.detail = ""
+        self.flags = 0
+        self.then: Callable[[int, Any, int], None] | None = None
+
+
+class Presentation:
+    """A vdisk shown at an agent [0015]: persisted as what is wanted; `exported` is what is known to be so."""
+
+    __slots__ = (
+        "address",
+        "any_host",
+        "detail",
+        "exported",
+        "exporting",
+        "hosts",
+        "read_only",
+        "replaced",
+        "withdrawing",
+    )
+
+    def __init__(self, hosts: list[str], read_only: bool, any_host: bool, withdrawing: bool = False) -> None:
+        self.hosts = hosts
+        self.read_only = read_only
+        self.any_host = any_host
+        self.withdrawing = withdrawing
+        self.replaced = False
+        self.exporting = False
+        self.exported = False
+        self.detail = ""
+        self.address = ("", "", "")
+
+    def record(self) -> dict[str, Any]:
+        """What is persisted of it."""
+        return {
+            "hosts": self.hosts,
+            "read_only": self.read_only,
+            "any_host": self.any_host,
+            "withdrawing": self.withdrawing,
+        }
+
+
+class AgentTable:
+    """The table of one vdisk at one agent. `sequence` is the last one used; `outbox` gathers a step's answers."""
+
+    __slots__ = (
+        "agent",
+        "answers",
+        "entries",
+        "extent",
+        "gone",
+        "holdings",
+        "last_write",
+        "presentation",
+        "sequence",
+        "slots",
+        "slots_asked",
+        "state",
+        "streak",
+        "table_id",
+        "vdisk",
+    )
+
+    def __init__(self, agent: Agent, vdisk: VDisk, presentation: Presentation) -> None:
+        self.agent = agent
+        self.vdisk = vdisk
+        self.presentation = presentation
+        self.table_id = vdisk.number << 32 | agent.number
+        self.state = TableState.UNKNOWN
+        self.sequence = 0
+        self.slots: frozenset[int] = frozenset()
+        self.slots_asked: frozenset[int] | None = None
+        self.holdings = Holdings(UNKNOWN)
+        self.extent = Extent()
+        self.last_write = -2
+        self.streak = 0
+        self.answers: list[tuple[int, int, int, int, int]] = []
+        self.entries: array[int] = array("Q")
+        self.gone: list[Callable[[int], None]] = []
+
+    @property
+    def present(self) -> bool:
+        """True if it may hold entries: every change of the vdisk concerns it."""
+        return self.state is not TableState.ABSENT
+
+
+class Command:
+    """An order to an agent until it is answered. Re-sent after a reconnect and in a new epoch, unless `once`.
+
+    `build(agent)` makes the message anew for each sending. `done(status, response, now_ns)` is called exactly once;
+    the response is None if there was none: the incarnation is over (its effects are, too), or `once` and lost.
+    """
+
+    __slots__ = ("agent", "attempt", "build", "done", "exporting", "once", "sent_epoch", "sent_ns", "stamped", "table")
+
+    def __init__(
+        self,
+        agent: Agent,
+        build: Callable[[], Any],
+        done: Callable[[int, Any, int], None],
+        *,
+        table: AgentTable | None = None,
+        stamped: bool = False,
+        exporting: bool = False,
+        once: bool = False,
+    ) -> None:
+        self.agent = agent
+        self.build = build
+        self.done = done
+        self.table = table
+        self.stamped = stamped
+        self.exporting = exporting
+        self.once = once
+        self.attempt = 0
+        self.sent_ns = 0
+        self.sent_epoch = 0
+
+
+class Hello:
+    """A HELLO that waits: for the fence of the incarnation before, or for a commit."""
+
+    __slots__ = ("header", "instance", "message", "roles", "session")
+
+    def __init__(self, session: int, header: Any, message: Any) -> None:
+        self.session = session
+        self.header = header
+        self.message = message
+        self.instance: bytes = message.instance
+        self.roles: int = message.roles
+
+
+class Agent:
+    """One agent of the cluster."""
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number = number
+        self.name = name
+        self.roles = 0
+        self.software = ""
+        self.instance = b""
+        self.incarnation = 0
+        self.standing = Standing.NONE
+        self.session = 0
+        self.admitted = False
+        self.admitting = False
+        self.hello: Hello | None = None
+        self.epoch = 0
+        self.granted = False
+        self.lease_until_ns = 0
+        self.tables: dict[int, AgentTable] = {}
+        self.attachments: dict[int, Attachment] = {}
+        self.exports: dict[str, Any] = {}
+        self.exports_arriving: dict[str, Any] = {}
+        self.exports_known = False
+        self.queue: deque[Command] = deque()
+        self.sent: dict[int, Command] = {}
+        self.faults_waiting = 0
+        self.detail = ""
+
+    @property
+    def mapper(self) -> bool:
+        return bool(self.roles & MAPPER)
+
+    @property
+    def exporter(self) -> bool:
+        return bool(self.roles & EXPORTER)
+
+    @property
+    def host_nqn(self) -> str:
+        """The NQN under which this incarnation attaches containers."""
+        return host_nqn(self.name, self.incarnation)
+
+    def record(self) -> dict[str, Any]:
+        """What is persisted of it."""
+        return {
+            "name": self.name,
+            "roles": self.roles,
+            "instance": self.instance.hex(),
+            "incarnation": self.incarnation,
+            "standing": self.standing.value,
+        }
+
+    @classmethod
+    def load(cls, number: int, record: dict[str, Any]) -> Agent:
+        """From its record; everything else presumed the worst by the caller."""
+        agent = cls(number, record["name"])
+        agent.roles = record["roles"]
+        agent.instance = bytes.fromhex(record["instance"])
+        agent.incarnation = record["incarnation"]
+        agent.standing = Standing(record["standing"])
+        return agent
+
+
+def host_nqn(name: str, incarnation: int) -> str:
+    """The host NQN of one incarnation of an agent."""
+    return f"nqn.2026-11.io.segmap:agent:{name}:{incarnation}"

@@ -1,0 +1,453 @@
+"""Making an agent be what it should: containers let in and attached, tables created, vdisks presented.
+
+A reconciler: it compares what is wanted with what is known and orders the next missing thing, so it may be called at
+any time and as often as one likes. Every order is idempotent (EXISTS is read as done, NOT_FOUND as gone). Order of
+things: the allow is recorded, sent, answered; then ATTACH_CONTAINER; then CREATE_TABLE; then PRESENT (design: 8, 11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from channel.messages import AllowHost, AttachContainer, CreateTable, DeleteTable, Present, TableSlots, Withdraw
+from channel.values import PresentFlags, TableFlags
+from controller.core.agents import Agent, AgentTable, Attachment, AttachState, Presentation, Standing, TableState
+from controller.core.cluster import Allow, Cluster
+from controller.core.holdings import NOTHING
+from controller.core.truth import Container, VDisk
+from mapping.status import Status
+
+DONE: Final = frozenset((Status.OK, Status.EXISTS))
+GONE: Final = frozenset((Status.OK, Status.NOT_FOUND, Status.NO_TABLE))
+CONTROLLER_IDS_PER_AGENT: Final = 256
+
+
+class BringUp:
+    """Orders what is missing at agents."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._retrying: set[int] = set()
+
+    def reconcile(self, agent: Agent, now_ns: int) -> None:
+        """Order the next missing things at one agent."""
+        if not agent.admitted or not agent.mapper or self._cluster.deposed:
+            return
+        for slot in self.wanted_slots(agent):
+            self._attach(agent, agent.attachments.setdefault(slot, Attachment(slot)), now_ns)
+        for table in list(agent.tables.values()):
+            self._table(table, now_ns)
+
+    def reconcile_all(self, now_ns: int) -> None:
+        for agent in list(self._cluster.agents.values()):
+            self.reconcile(agent, now_ns)
+
+    def _retry(self, agent: Agent, now_ns: int) -> None:
+        """Look again a little later."""
+        if agent.number in self._retrying:
+            return
+        self._retrying.add(agent.number)
+
+        def again(now_ns: int) -> None:
+            self._retrying.discard(agent.number)
+            for attachment in agent.attachments.values():
+                if attachment.state is AttachState.FAILED:
+                    attachment.state = AttachState.WAITING
+            self.reconcile(agent, now_ns)
+
+        self._cluster.timers.at(now_ns + self._cluster.timing.retry_ns, again)
+
+    # --- containers --------------------------------------------------------------------------------------------------
+
+    def vdisk_slots(self, vdisk: VDisk) -> list[int]:
+        """The containers that a vdisk may use now."""
+        return [
+            container.slot
+            for container in self._cluster.containers.values()
+            if container.ready
+            and container.segment_size == vdisk.segment_size
+            and (vdisk.slots is None or container.slot in vdisk.slots)
+        ]
+
+    def wanted_slots(self, agent: Agent) -> list[int]:
+        """The containers that an agent's vdisks use, and those it has been given besides."""
+        slots = dict.fromkeys(agent.attachments)
+        for table in agent.tables.values():
+            slots.update(dict.fromkeys(self.vdisk_slots(table.vdisk)))
+        return [slot for slot in slots if slot in self._cluster.containers]
+
+    def attachment(self, agent: Agent, slot: int) -> Attachment:
+        """What is known of a container at an agent; made if need be, then it is wanted there."""
+        return agent.attachments.setdefault(slot, Attachment(slot))
+
+    def want(self, agent: Agent, slot: int, now_ns: int) -> Attachment:
+        """Attach a container at an agent, whether or not a vdisk uses it there."""
+        attachment = agent.attachments.setdefault(slot, Attachment(slot))
+        self.reconcile(agent, now_ns)
+        return attachment
+
+    def _attach(self, agent: Agent, attachment: Attachment, now_ns: int) -> None:
+        if attachment.state is not AttachState.WAITING:
+            return
+        container = self._cluster.containers[attachment.slot]
+        allow = self._allow(agent, container, now_ns)
+        if not allow.confirmed:
+            exporter = self._cluster.agents[container.exporter]
+            attachment.detail = f"waiting for exporter {exporter.name} to let it in"
+            return
+        attachment.state = AttachState.ATTACHING
+        attachment.detail = ""
+        incarnation = agent.incarnation
+        self._cluster.commands.order(
+            agent,
+            lambda: (self._attach_message(container, attachment.flags), 0, False),
+            lambda status, response, now: self._attached(agent, incarnation, attachment, status, response, now),
+            now_ns,
+        )
+
+    def _attach_message(self, container: Container, flags: int) -> AttachContainer:
+        return AttachContainer(
+            slot=container.slot,
+            nsid=container.nsid,
+            container=container.uuid.bytes,
+            cluster=self._cluster.uuid.bytes,
+            generation=self._cluster.generation,
+            segment_size=container.segment_size,
+            segment_count=container.segment_count,
+            flags=flags,
+            trtype=container.trtype,
+            traddr=container.traddr,
+            trsvcid=container.trsvcid,
+            subnqn=container.subnqn,
+            name=container.name,
+        )
+
+    def _attached(
+        self, agent: Agent, incarnation: int, attachment: Attachment, status: int, response: Any, now_ns: int
+    ) -> None:
+        cluster = self._cluster
+        cluster.changed = True
+        if response is None or incarnation != agent.incarnation:
+            if attachment.then is not None:
+                attachment.then(status, None, now_ns)
+            return
+        name = cluster.containers[attachment.slot].name if attachment.slot in cluster.containers else "?"
+        subject = f"{agent.name}:{attachment.slot}"
+        if status in DONE:
+            attachment.state = AttachState.ATTACHED
+            attachment.detail = ""
+            cluster.log.clear(now_ns, "attach", subject, f"agent {agent.name} has attached container {name}")
+        else:
+            attachment.state = AttachState.FAILED
+            attachment.detail = f"{Status(status).name} {response.detail}".strip()
+            text = f"agent {agent.name} cannot attach container {name}: {attachment.detail}"
+            cluster.log.alarm(now_ns, "attach", subject, text)
+            self._retry(agent, now_ns)
+        if attachment.then is not None:
+            attachment.then(status, response, now_ns)
+        self.reconcile(agent, now_ns)
+        cluster.zeroing.consider(now_ns)
+
+    # --- allow lists of exporters ------------------------------------------------------------------------------------
+
+    def _allow(self, agent: Agent, container: Container, now_ns: int) -> Allow:
+        """The permission of this incarnation at this container: recorded, then sent."""
+        cluster = self._cluster
+        allow = Allow(
+            container.subnqn, agent.host_nqn, container.exporter, agent.number, agent.incarnation, container.slot
+        )
+        known = cluster.allows.get(allow.key)
+        if known is not None:
+            if not known.confirmed:
+                self._send_allow(known, now_ns)
+            return known
+        cluster.allows[allow.key] = allow
+        allow.pending = True
+        cluster.journal.put("allow", allow.key, allow.record())
+
+        def recorded(now_ns: int) -> None:
+            allow.pending = False
+            self._send_allow(allow, now_ns)
+
+        cluster.journal.then(recorded)
+        return allow
+
+    def _send_allow(self, allow: Allow, now_ns: int) -> None:
+        cluster = self._cluster
+        agent = cluster.agents[allow.agent]
+        current = agent.incarnation == allow.incarnation and agent.standing is Standing.ALIVE
+        if allow.pending or not current or allow.key not in cluster.allows:
+            return
+        allow.pending = True
+
+        def done(status: int, response: Any, now_ns: int) -> None:
+            allow.pending = False
+            if status in DONE:
+                allow.confirmed = True
+                self.reconcile(agent, now_ns)
+            elif allow.key in cluster.allows:
+                attachment = agent.attachments.get(allow.slot)
+                if attachment is not None:
+                    attachment.detail = f"deny by exporter: {Status(status).name} {response.detail}"
+                self._retry(agent, now_ns)
+            if agent.standing is Standing.FENCING:
+                cluster.fencing.proceed(agent, now_ns)
+
+        allow.command = cluster.commands.order(
+            cluster.agents[allow.exporter],
+            lambda: (AllowHost(allow.subnqn, allow.hostnqn), 0, False),
+            done,
+            now_ns,
+            exporting=True,
+        )
+
+    def withdraw_allow(self, allow: Allow) -> bool:
+        """Its agent is being fenced: True once no ALLOW_HOST of it can still be executed."""
+        if not allow.pending:
+            return True
+        if allow.command is not None and self._cluster.commands.recall(allow.command):
+            allow.pending = False
+            return True
+        return False
+
+    def exporter_returned(self, exporter: Agent, now_ns: int) -> None:
+        """Its allow-lists may be empty again: let everybody who is current in once more."""
+        if not exporter.exporter:
+            return
+        for allow in list(self._cluster.allows.values()):
+            if allow.exporter == exporter.number:
+                allow.confirmed = False
+                self._send_allow(allow, now_ns)
+
+    def exports_changed(self, exporter: Agent, now_ns: int) -> None:
+        """An exporter has said what it exports, and where."""
+        cluster = self._cluster
+        for container in cluster.containers.values():
+            export = exporter.exports.get(container.export)
+            if container.exporter != exporter.number or export is None:
+                continue
+            address = (export.trtype, export.traddr, export.trsvcid)
+            if address != (container.trtype, container.traddr, container.trsvcid):
+                container.trtype, container.traddr, container.trsvcid = address
+                cluster.journal.put("container", str(container.slot), container.record())
+                text = f"container {container.name} has moved to {export.traddr}:{export.trsvcid}"
+                cluster.log.add(now_ns, "warning", "container", text)
+        self.reconcile_all(now_ns)
+
+    # --- tables ------------------------------------------------------------------------------------------------------
+
+    def _table(self, table: AgentTable, now_ns: int) -> None:
+        if table.presentation.withdrawing:
+            self._withdraw(table, now_ns)
+        elif table.state is TableState.ABSENT:
+            self._create(table, now_ns)
+        elif table.state is TableState.CREATED and self._update_slots(table, now_ns):
+            self._present(table, now_ns)
+
+    def _settled(self, table: AgentTable) -> frozenset[int] | None:
+        """The attached containers of the table's vdisk, or None while one is still to be tried."""
+        attached = set()
+        for slot in self.vdisk_slots(table.vdisk):
+            state = table.agent.attachments[slot].state if slot in table.agent.attachments else AttachState.WAITING
+            if state is AttachState.ATTACHED:
+                attached.add(slot)
+            elif state is not AttachState.FAILED:
+                return None
+        return frozenset(attached)
+
+    def _create(self, table: AgentTable, now_ns: int) -> None:
+        slots = self._settled(table)
+        if slots is None:
+            return
+        vdisk = table.vdisk
+        table.state = TableState.CREATING
+        table.sequence = 0
+        table.holdings.reset(NOTHING)
+        table.slots = frozenset()
+        flags = TableFlags.RECLAIM | (TableFlags.READ_ONLY if table.presentation.read_only else 0)
+        message = CreateTable(
+            vdisk.uuid.bytes,
+            vdisk.uuid.bytes,
+            vdisk.segment_count,
+            vdisk.segment_size,
+            vdisk.block_size,
+            int(flags),
+            vdisk.name,
+            sorted(slots),
+        )
+        self._cluster.commands.order(
+            table.agent,
+            lambda: (message, table.table_id, False),
+            lambda status, response, now: self._created(table, slots, status, response, now),
+            now_ns,
+        )
+
+    def _created(self, table: AgentTable, slots: frozenset[int], status: int, response: Any, now_ns: int) -> None:
+        self._cluster.changed = True
+        if response is None or table.state is not TableState.CREATING:
+            return
+        if status in DONE:
+            table.state = TableState.CREATED
+            table.slots = slots if status == Status.OK else frozenset()
+            table.presentation.detail = ""
+        else:
+            table.state = TableState.ABSENT
+            table.presentation.detail = f"create table: {Status(status).name} {response.detail}".strip()
+            if status == Status.NO_CONTAINER:
+                self._attach_again(table.agent)
+            self._retry(table.agent, now_ns)
+            return
+        self._table(table, now_ns)
+
+    def _attach_again(self, agent: Agent) -> None:
+        """It says it lacks a container that we thought attached: try all again."""
+        for attachment in agent.attachments.values():
+            if attachment.state is AttachState.ATTACHED:
+                attachment.state = AttachState.FAILED
+
+    def _update_slots(self, table: AgentTable, now_ns: int) -> bool:
+        """Tell the table its container list; True if it is up to date as far as it can be."""
+        slots = self._settled(table)
+        if slots is None or table.slots_asked is not None:
+            return False
+        if slots == table.slots:
+            return True
+        table.slots_asked = slots
+
+        def done(status: int, response: Any, now_ns: int) -> None:
+            if table.slots_asked is not slots:
+                return
+            table.slots_asked = None
+            if status == Status.OK:
+                table.slots = slots
+                self._cluster.faults.slots_ready(now_ns)
+                self._table(table, now_ns)
+            elif response is not None:
+                table.presentation.detail = f"table slots: {Status(status).name} {response.detail}".strip()
+                if status == Status.NO_CONTAINER:
+                    self._attach_again(table.agent)
+                self._retry(table.agent, now_ns)
+
+        self._cluster.commands.order(
+            table.agent, lambda: (TableSlots(sorted(slots)), table.table_id, False), done, now_ns, stamped=True
+        )
+        return False
+
+    def settle_missing(self, table: AgentTable, then: Callable[[int], None], now_ns: int) -> None:
+        """The agent says it has no such table. DELETE_TABLE is answered only when its I/O has ended, too."""
+        table.gone.append(then)
+        if table.state is not TableState.DELETING:
+            table.state = TableState.DELETING
+            self._order_delete(table, now_ns)
+
+    # --- presentations -----------------------------------------------------------------------------------------------
+
+    def _present(self, table: AgentTable, now_ns: int) -> None:
+        presentation = table.presentation
+        if presentation.exporting or (presentation.exported and not presentation.replaced):
+            return
+        presentation.exporting = True
+        if presentation.replaced:
+            presentation.replaced = False
+            presentation.exported = False
+            self._cluster.commands.order(
+                table.agent, lambda: (Withdraw(table.vdisk.subnqn), 0, False), lambda *_: None, now_ns
+            )
+        message = self._present_message(table)
+        self._cluster.commands.order(
+            table.agent,
+            lambda: (message, table.table_id, False),
+            lambda status, response, now: self._presented(table, presentation, status, response, now),
+            now_ns,
+        )
+
+    def _present_message(self, table: AgentTable) -> Present:
+        vdisk, presentation = table.vdisk, table.presentation
+        first = 1 + (table.agent.number - 1) * CONTROLLER_IDS_PER_AGENT
+        flags = (PresentFlags.READ_ONLY if presentation.read_only else 0) | (
+            PresentFlags.ALLOW_ANY_HOST if presentation.any_host else 0
+        )
+        return Present(
+            vdisk=vdisk.uuid.bytes,
+            nsid=1,
+            cntlid_min=first,
+            cntlid_max=first + CONTROLLER_IDS_PER_AGENT - 1,
+            flags=int(flags),
+            subnqn=vdisk.subnqn,
+            serial=vdisk.uuid.hex[:20].upper(),
+            hosts="\n".join(presentation.hosts),
+            name=vdisk.name,
+        )
+
+    def _presented(
+        self, table: AgentTable, presentation: Presentation, status: int, response: Any, now_ns: int
+    ) -> None:
+        self._cluster.changed = True
+        presentation.exporting = False
+        if response is None:
+            return
+        if status in DONE:
+            presentation.exported = True
+            presentation.detail = ""
+            presentation.address = (response.trtype, response.traddr, response.trsvcid)
+            self._table(table, now_ns)
+            return
+        presentation.detail = f"present: {Status(status).name} {response.detail}".strip()
+        self._retry(table.agent, now_ns)
+
+    def _withdraw(self, table: AgentTable, now_ns: int) -> None:
+        """WITHDRAW, then DELETE_TABLE: answered when its I/O has ended."""
+        if table.state in (TableState.DELETING, TableState.UNKNOWN, TableState.CREATING):
+            return
+        if table.state is TableState.ABSENT:
+            self.table_gone(table, now_ns)
+            return
+        table.state = TableState.DELETING
+        vdisk = table.vdisk
+
+        def withdrawn(status: int, response: Any, now_ns: int) -> None:
+            if response is None or table.state is not TableState.DELETING:
+                return
+            if status in GONE:
+                self._order_delete(table, now_ns)
+            else:
+                table.state = TableState.CREATED
+                table.presentation.detail = f"withdraw: {Status(status).name} {response.detail}"
+                self._retry(table.agent, now_ns)
+
+        self._cluster.commands.order(table.agent, lambda: (Withdraw(vdisk.subnqn), 0, False), withdrawn, now_ns)
+
+    def _order_delete(self, table: AgentTable, now_ns: int) -> None:
+        def done(status: int, response: Any, now_ns: int) -> None:
+            if response is None or table.state is not TableState.DELETING:
+                return
+            if status not in GONE:
+                table.presentation.detail = f"delete table: {Status(status).name} {response.detail}"
+                timers = self._cluster.timers
+                timers.at(now_ns + self._cluster.timing.retry_ns, lambda now: self._order_delete(table, now))
+                return
+            table.state = TableState.ABSENT
+            table.holdings.reset(NOTHING)
+            table.presentation.exported = False
+            self._cluster.commands.end_table(table, now_ns)
+            self.table_gone(table, now_ns)
+
+        self._cluster.commands.order(table.agent, lambda: (DeleteTable(), table.table_id, False), done, now_ns)
+
+    def table_gone(self, table: AgentTable, now_ns: int) -> None:
+        """The agent certainly has nothing of it any more: whoever waited for that goes on."""
+        self._cluster.changed = True
+        gone, table.gone = table.gone, []
+        for then in gone:
+            then(now_ns)
+        if table.presentation.withdrawing:
+            self._cluster.volumes.withdrawn(table, now_ns)
+        elif table.agent.admitted:
+            self._table(table, now_ns)
+
+    def delete_stray(self, agent: Agent, table_id: int, now_ns: int) -> None:
+        """The agent has a table that nobody wants: it was withdrawn while the agent was away."""
+        self._cluster.commands.order(
+            agent, lambda: (DeleteTable(), table_id, False), lambda status, response, now: None, now_ns
+        )

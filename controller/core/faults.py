@@ -1,0 +1,483 @@
+"""Answering map faults ([0031]-[0033]; design: 1 durable before visible, 4, 5, 6).
+
+Faults come as arrays and are answered as arrays. The common case, a write to a ZERO segment that no other agent may
+hold, is one tight loop: take a zeroed segment, journal, and answer when committed. Everything else is decided one by
+one, but carried out for all faults of a message together: one change, one barrier per agent and run, one commit.
+
+If the entry as seen differs from the truth, the answer is the truth and nothing is allocated. A table gets a location
+with NO-WRITE while another agent may hold an older truth of the segment: it becomes writable after a barrier.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from controller.core.agents import Agent, AgentTable, TableState
+from controller.core.changes import Change, Waiting
+from controller.core.cluster import Cluster
+from controller.core.effects import Close
+from controller.core.holdings import CURRENT, NOTHING, UNKNOWN
+from controller.core.truth import VDisk, location_runs, runs_of
+from controller.store.records import SegmentState
+from mapping.entry import MAPPED, NO_WRITE, ZERO, ZERO_ENTRY, has_location
+from mapping.plane import FAIL_REQUEST, REPLACE
+from mapping.rules import FaultKind
+from mapping.status import Status
+
+Fault = Sequence[int]
+READ: Final = int(FaultKind.READ)
+WRITE: Final = int(FaultKind.WRITE)
+RECLAIM: Final = int(FaultKind.RECLAIM)
+EXCLUSIVE: Final = int(FaultKind.EXCLUSIVE)
+NO_TABLE: Final = int(FaultKind.NO_TABLE)
+_ANSWERABLE: Final = (TableState.CREATED, TableState.CREATING)
+
+
+class Group:
+    """Faults of one table that share a change: (fault id, segment), and for writes the new entries."""
+
+    __slots__ = ("change", "entries", "epoch", "fault_ids", "segments", "session", "table")
+
+    def __init__(self, table: AgentTable, change: Change) -> None:
+        self.table = table
+        self.change = change
+        self.session = table.agent.session
+        self.epoch = table.agent.epoch
+        self.fault_ids: list[int] = []
+        self.segments = change.segments
+        self.entries: list[int] = []
+
+    def add(self, fault: Fault) -> None:
+        """Own the fault's segment and answer it with the group."""
+        self.change.vdisk.changing[fault[2]] = self.change
+        self.segments.append(fault[2])
+        self.fault_ids.append(fault[0])
+
+    @property
+    def void(self) -> bool:
+        """True if nobody waits for the answer any more: the faults come again by themselves."""
+        agent = self.table.agent
+        return agent.session != self.session or agent.epoch != self.epoch or not agent.admitted
+
+
+class Faults:
+    """Receives, decides, answers."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._changes = cluster.changes
+        self._again: list[Waiting] = []
+        self._short: list[Waiting] = []
+        self._deadlines: dict[tuple[int, int], int] = {}
+
+    # --- arrival -----------------------------------------------------------------------------------------------------
+
+    def receive(self, agent: Agent, faults: Iterable[Fault], now_ns: int) -> None:
+        """A MAP_FAULT of the agent's present session, incarnation and epoch."""
+        groups: dict[int, list[Fault]] = {}
+        for fault in faults:
+            try:
+                groups[fault[1]].append(fault)
+            except KeyError:
+                groups[fault[1]] = [fault]
+        for table_id, group in groups.items():
+            self._cluster.faults_received += len(group)
+            table = agent.tables.get(table_id >> 32)
+            if table is not None and table.table_id == table_id and table.state in _ANSWERABLE:
+                self._process(table, group, now_ns)
+
+    def resume(self, waiting: list[Waiting]) -> None:
+        """These need not wait any longer: decide them afresh, at the end of this step."""
+        self._again += waiting
+
+    def drain(self, now_ns: int) -> None:
+        """Decide what `resume` has collected. Faults of ended sessions and epochs are dropped: they are sent again."""
+        while self._again:
+            waiting, self._again = self._again, []
+            groups: dict[AgentTable, list[Fault]] = {}
+            for item in waiting:
+                agent = item.table.agent
+                agent.faults_waiting -= 1
+                if agent.session == item.session and agent.epoch == item.epoch and agent.admitted:
+                    groups.setdefault(item.table, []).append(item.fault)
+            for table, faults in groups.items():
+                if table.state in _ANSWERABLE:
+                    self._process(table, faults, now_ns)
+
+    def _wait(self, queue: list[Waiting], table: AgentTable, fault: Fault, deadline_ns: int = 0) -> None:
+        agent = table.agent
+        if agent.faults_waiting >= self._cluster.limits.faults_waiting_per_agent:
+            self._cluster.effects.append(Close(agent.session, Status.LIMIT, "too many of its faults wait"))
+            return
+        agent.faults_waiting += 1
+        queue.append(Waiting(table, agent.session, agent.epoch, fault, deadline_ns))
+
+    # --- the common case ---------------------------------------------------------------------------------------------
+
+    def _process(self, table: AgentTable, faults: list[Fault], now_ns: int) -> None:
+        """All faults of one table in a message. Writes of ZERO that nobody else holds are taken here."""
+        vdisk, extent, refill = table.vdisk, table.extent, self._refill
+        changing, chunks, segment_count = vdisk.changing, vdisk.chunks, vdisk.segment_count
+        others = [other for other in vdisk.sharing if other is not table]
+        if extent.next < extent.end and extent.slot not in table.slots:
+            self._cluster.allocator.release(extent)
+        group = Group(table, Change(vdisk, "a write waits for the store"))
+        change, segments, fault_ids, entries = group.change, group.segments, group.fault_ids, group.entries
+        slower = _Slower(self, table, others)
+        read_only = table.presentation.read_only
+        for fault in faults:
+            segment = fault[2]
+            if segment in changing:
+                self._wait(changing[segment].waiting, table, fault)
+                continue
+            if fault[3] == ZERO_ENTRY and fault[5] == WRITE and segment < segment_count and not read_only:
+                chunk = chunks.get(segment >> 12)
+                if (chunk is None or chunk[segment & 4095] == ZERO_ENTRY) and (
+                    not others or not self._held(others, segment)
+                ):
+                    if extent.next == extent.end and not refill(table, others):
+                        self._starve(table, fault, now_ns)
+                        continue
+                    entries.append(extent.next << 16 | extent.slot << 4 | MAPPED)
+                    extent.next += 1
+                    changing[segment] = change
+                    segments.append(segment)
+                    fault_ids.append(fault[0])
+                    continue
+            slower.decide(fault, now_ns)
+        if segments:
+            self._allocate(group, others)
+        slower.finish(now_ns)
+
+    def _held(self, others: list[AgentTable], segment: int) -> bool:
+        return any(other.holdings.get(segment) for other in others)
+
+    def _refill(self, table: AgentTable, others: list[AgentTable]) -> bool:
+        """Reserve more zeroed segments for the table, if possible where all its sharers can read them."""
+        slots = table.slots
+        for other in others:
+            if other.state is TableState.CREATED and slots & other.slots:
+                slots = slots & other.slots
+        allocator = self._cluster.allocator
+        done = allocator.refill(table.extent, slots) or allocator.refill(table.extent, table.slots)
+        self._cluster.zeroing.taken()
+        return done
+
+    def _allocate(self, group: Group, others: list[AgentTable]) -> None:
+        """Journal the new entries; they become the truth, and the answers, when they are durable."""
+        journal, vdisk = self._cluster.journal, group.change.vdisk
+        count = len(group.segments)
+        journal.records.faults(
+            vdisk.number, group.segments, group.entries, group.table.agent.incarnation, group.fault_ids
+        )
+        ahead = self._allocate_ahead(group, others)
+        if ahead:
+            journal.records.entry_array(vdisk.number, group.segments[count], group.entries[count:])
+        journal.then(lambda now: self._allocated(group, now))
+
+    def _allocate_ahead(self, group: Group, others: list[AgentTable]) -> int:
+        """A sequential writer gets its next segments at once. How many; they are appended to the group."""
+        table, segments = group.table, group.segments
+        last, streak = table.last_write, table.streak
+        for segment in segments:
+            streak = streak + 1 if segment == last + 1 else 0
+            last = segment
+        table.last_write, table.streak = last, streak
+        limit = min(self._cluster.limits.allocate_ahead_segments, streak) if streak > 1 else 0
+        vdisk, extent, change = group.change.vdisk, table.extent, group.change
+        limit = min(limit, extent.end - extent.next, vdisk.segment_count - 1 - last)
+        taken = 0
+        while taken < limit:
+            segment = last + 1 + taken
+            if segment in vdisk.changing or vdisk.entry(segment) != ZERO_ENTRY or self._held(others, segment):
+                break
+            group.entries.append(extent.next << 16 | extent.slot << 4 | MAPPED)
+            extent.next += 1
+            vdisk.changing[segment] = change
+            segments.append(segment)
+            taken += 1
+        table.last_write += taken
+        return taken
+
+    def _allocated(self, group: Group, now_ns: int) -> None:
+        """Durable: the truth has changed, and nobody else has to be told."""
+        self.learn(group)
+        self.answer_group(group)
+        self._changes.finish(group.change, now_ns)
+
+    def learn(self, group: Group) -> None:
+        """The group's new entries are the truth. The faulting table may hold the old until it applies the answer."""
+        vdisk = group.change.vdisk
+        set_entry, number = self._cluster.image.set_entry, vdisk.number
+        for segment, entry in zip(group.segments, group.entries, strict=True):
+            set_entry(number, segment, entry)
+        holdings = group.table.holdings
+        if group.void:
+            for segment in group.segments:
+                if holdings.get(segment) != NOTHING:
+                    holdings.set(segment, UNKNOWN)
+        else:
+            for segment in group.segments:
+                holdings.set(segment, UNKNOWN)
+
+    def answer_group(self, group: Group) -> None:
+        """REPLACE each segment's entry; what was allocated ahead goes with the last fault."""
+        if group.void:
+            return
+        answers = [
+            (fault_id, segment, 1, REPLACE, 0)
+            for fault_id, segment in zip(group.fault_ids, group.segments, strict=False)
+        ]
+        ahead = len(group.segments) - len(answers)
+        if ahead:
+            fault_id, segment, _, _, _ = answers[-1]
+            answers[-1] = (fault_id, segment, 1 + ahead, REPLACE, 0)
+        self._cluster.answer_all(group.table, answers, array("Q", group.entries))
+
+    # --- single answers ----------------------------------------------------------------------------------------------
+
+    def answer_truth(self, table: AgentTable, others: list[AgentTable], fault: Fault, now_ns: int) -> None:
+        """REPLACE by the truth, and by that of the segments after it, as far as it is safe and useful."""
+        vdisk, segment = table.vdisk, fault[2]
+        entries = vdisk.entries(segment, self._ahead_count(vdisk, segment))
+        usable = self._usable(table, entries)
+        if not usable:
+            self._starve(table, fault, now_ns)
+            return
+        del entries[usable:]
+        if table.presentation.read_only:
+            self._protect(entries, range(usable))
+        else:
+            for other in others:
+                unknown = other.holdings.positions(UNKNOWN, segment, usable)
+                self._protect(entries, (position - segment for position in unknown))
+        self._cluster.answer(table, (fault[0], segment, usable, REPLACE, 0), entries)
+        table.holdings.raise_to_current(segment, usable)
+
+    def _ahead_count(self, vdisk: VDisk, segment: int) -> int:
+        """How many segments from here on are not changing, up to the read-ahead."""
+        count = min(self._cluster.limits.read_ahead_segments, vdisk.segment_count - segment)
+        if vdisk.changing:
+            for ahead in range(1, count):
+                if segment + ahead in vdisk.changing:
+                    return ahead
+        return count
+
+    def _usable(self, table: AgentTable, entries: array[int]) -> int:
+        """How many of the entries name only containers that the table has."""
+        if table.slots.issuperset(self._cluster.bringup.vdisk_slots(table.vdisk)):
+            return len(entries)
+        for index, entry in enumerate(entries):
+            if has_location(entry) and (entry >> 4 & 4095) not in table.slots:
+                return index
+        return len(entries)
+
+    def _protect(self, entries: array[int], positions: Iterable[int]) -> None:
+        for position in positions:
+            if has_location(entries[position]):
+                entries[position] |= NO_WRITE
+
+    def fail(self, table: AgentTable, fault: Fault, status: Status) -> None:
+        """FAIL_REQUEST: the entry stays."""
+        self._cluster.answer(table, (fault[0], fault[2], 0, FAIL_REQUEST, int(status)))
+
+    # --- shortage ----------------------------------------------------------------------------------------------------
+
+    def _starve(self, table: AgentTable, fault: Fault, now_ns: int) -> None:
+        """No zeroed segment, or a container is not attached yet: wait, up to the deadline, and say so loudly."""
+        cluster = self._cluster
+        key = (table.agent.session, fault[0])
+        deadline_ns = self._deadlines.setdefault(key, now_ns + cluster.timing.space_deadline_ns)
+        if deadline_ns <= now_ns:
+            self._give_up(table, fault, key)
+            return
+        if not self._short:
+            cluster.timers.at(deadline_ns, self._expire)
+        self._wait(self._short, table, fault, deadline_ns)
+        cluster.log.alarm(now_ns, "space", table.vdisk.name, self._shortage(table))
+        cluster.zeroing.consider(now_ns)
+
+    def _shortage(self, table: AgentTable) -> str:
+        spaces = [space for slot, space in self._cluster.allocator.spaces.items() if slot in table.slots]
+        name = table.vdisk.name
+        if not spaces:
+            return f"writes to vdisk {name} wait: agent {table.agent.name} has none of its containers attached"
+        if any(space.free.total for space in spaces) or self._cluster.zeroing.busy:
+            return f"writes to vdisk {name} wait for segments to be zeroed"
+        return f"writes to vdisk {name} wait: its containers are full; add a container"
+
+    def _give_up(self, table: AgentTable, fault: Fault, key: tuple[int, int]) -> None:
+        self._deadlines.pop(key, None)
+        writes = fault[5] in (WRITE, EXCLUSIVE)
+        self.fail(table, fault, Status.NO_SPACE if writes else Status.NO_CONTAINER)
+
+    def _expire(self, now_ns: int) -> None:
+        """Those whose deadline has passed end: the host is told, the entry is unchanged, nothing is lost."""
+        late = [item for item in self._short if item.deadline_ns <= now_ns]
+        self._short = [item for item in self._short if item.deadline_ns > now_ns]
+        kept = {(item.session, item.fault[0]) for item in late}
+        self._deadlines = {key: at for key, at in self._deadlines.items() if at > now_ns or key in kept}
+        if self._short:
+            self._cluster.timers.at(min(item.deadline_ns for item in self._short), self._expire)
+        self.resume(late)
+
+    def space_found(self, now_ns: int) -> None:
+        """Segments were zeroed, freed or added: those who wait try again."""
+        if not self._short:
+            return
+        waiting, self._short = self._short, []
+        for name in {item.table.vdisk.name for item in waiting}:
+            self._cluster.log.clear(now_ns, "space", name, f"writes to vdisk {name} go on")
+        self.resume(waiting)
+
+    slots_ready = space_found
+
+    def waiting_for_space(self) -> int:
+        """How many faults wait for space or for a container."""
+        return len(self._short)
+
+    def forget_deadlines(self, session: int) -> None:
+        """The session has ended; its faults come again, with new deadlines."""
+        for key in [key for key in self._deadlines if key[0] == session]:
+            del self._deadlines[key]
+
+
+class _Slower:
+    """What the loop of `_process` does not do itself, for one table and message."""
+
+    def __init__(self, faults: Faults, table: AgentTable, others: list[AgentTable]) -> None:
+        self._faults = faults
+        self._cluster = faults._cluster
+        self._table = table
+        self._others = others
+        self._groups: dict[str, Group] = {}
+
+    def _join(self, why: str, fault: Fault) -> Group:
+        group = self._groups.get(why)
+        if group is None:
+            group = self._groups[why] = Group(self._table, Change(self._table.vdisk, why))
+        group.add(fault)
+        return group
+
+    def decide(self, fault: Fault, now_ns: int) -> None:
+        """One fault: answered, refused, made to wait, or joined to a group that `finish` carries out."""
+        segment, seen, kind = fault[2], fault[3], fault[5]
+        table, faults = self._table, self._faults
+        if kind == NO_TABLE:
+            if not table.presentation.withdrawing:
+                self._cluster.bringup.settle_missing(table, lambda now: None, now_ns)
+            return
+        if segment >= table.vdisk.segment_count:
+            faults.fail(table, fault, Status.OUT_OF_RANGE)
+            return
+        if kind != READ and table.presentation.read_only:
+            faults.fail(table, fault, Status.WRITE_PROTECTED)
+            return
+        if kind == EXCLUSIVE and len(table.vdisk.presentations) > 1:
+            faults.fail(table, fault, Status.UNSUPPORTED)
+            return
+        truth = table.vdisk.entry(segment)
+        if kind == READ:
+            faults.answer_truth(table, self._others, fault, now_ns)
+        elif kind == RECLAIM:
+            self._decide_reclaim(fault, seen, truth, now_ns)
+        else:
+            self._decide_write(fault, seen, truth, now_ns)
+
+    def _decide_reclaim(self, fault: Fault, seen: int, truth: int, now_ns: int) -> None:
+        if has_location(truth) and seen | NO_WRITE == truth | NO_WRITE:
+            self._join("a segment is being reclaimed", fault)
+        else:
+            self._faults.answer_truth(self._table, self._others, fault, now_ns)
+
+    def _decide_write(self, fault: Fault, seen: int, truth: int, now_ns: int) -> None:
+        """WRITE or EXCLUSIVE."""
+        table, faults, segment = self._table, self._faults, fault[2]
+        if truth & ZERO and truth == seen:
+            self._allocate_shared(fault, now_ns)
+        elif not has_location(truth):
+            faults.answer_truth(table, self._others, fault, now_ns)
+        elif truth & NO_WRITE and seen == truth:
+            faults.fail(table, fault, Status.WRITE_PROTECTED)
+        elif truth & NO_WRITE or not any(other.holdings.get(segment) == UNKNOWN for other in self._others):
+            faults.answer_truth(table, self._others, fault, now_ns)
+        elif (truth >> 4 & 4095) not in table.slots:
+            faults._starve(table, fault, now_ns)
+        else:
+            self._join("others give up an older entry", fault).entries.append(truth)
+
+    def _allocate_shared(self, fault: Fault, now_ns: int) -> None:
+        extent = self._table.extent
+        if extent.next == extent.end and not self._faults._refill(self._table, self._others):
+            self._faults._starve(self._table, fault, now_ns)
+            return
+        self._join("others give up ZERO", fault).entries.append(extent.next << 16 | extent.slot << 4 | MAPPED)
+        extent.next += 1
+
+    def finish(self, now_ns: int) -> None:
+        """Carry out the groups."""
+        for why, group in self._groups.items():
+            if why == "others give up ZERO":
+                self._write_shared(group)
+            elif why == "others give up an older entry":
+                self._make_writable(group, UNKNOWN, now_ns)
+            else:
+                self._reclaim(group, now_ns)
+
+    def _write_shared(self, group: Group) -> None:
+        """ZERO becomes a location: commit, others INVALID (blocking), answer (design: writable last)."""
+        journal = self._cluster.journal
+        journal.records.faults(
+            group.change.vdisk.number, group.segments, group.entries, self._table.agent.incarnation, group.fault_ids
+        )
+
+        def committed(now_ns: int) -> None:
+            self._faults.learn(group)
+            for other in group.change.vdisk.sharing:
+                for segment in group.segments if other is not group.table else ():
+                    if other.holdings.get(segment) == CURRENT:
+                        other.holdings.set(segment, UNKNOWN)
+            self._make_writable(group, CURRENT, now_ns)
+
+        journal.then(committed)
+
+    def _make_writable(self, group: Group, least: int, now_ns: int) -> None:
+        cluster = self._cluster
+
+        def settled(now_ns: int) -> None:
+            self._faults.answer_group(group)
+            if not group.void:
+                for segment in group.segments:
+                    group.table.holdings.raise_to_current(segment, 1)
+            cluster.changes.finish(group.change, now_ns)
+
+        others = [table for table in group.change.vdisk.sharing if table is not group.table]
+        cluster.changes.invalidate(group.change, others, now_ns, settled, least)
+
+    def _reclaim(self, group: Group, now_ns: int) -> None:
+        """All agents INVALID (blocking), commit ZERO and the freed locations, answer (design: free last)."""
+        cluster, vdisk = self._cluster, group.change.vdisk
+
+        def unreachable(now_ns: int) -> None:
+            freed = location_runs(array("Q", [vdisk.entry(segment) for segment in group.segments]))
+            for start, count in runs_of(group.segments):
+                cluster.journal.records.entry_run(vdisk.number, start, count, ZERO_ENTRY)
+            for slot, start, count in freed:
+                cluster.journal.records.segment_run(slot, start, count, SegmentState.FREE)
+            cluster.journal.then(lambda now: self._reclaimed(group, freed, now))
+
+        cluster.changes.invalidate(group.change, vdisk.sharing, now_ns, unreachable, NOTHING)
+
+    def _reclaimed(self, group: Group, freed: list[tuple[int, int, int]], now_ns: int) -> None:
+        cluster, vdisk = self._cluster, group.change.vdisk
+        for start, count in runs_of(group.segments):
+            cluster.image.fill_entries(vdisk.number, start, count, ZERO_ENTRY)
+        cluster.zeroing.freed(freed, now_ns)
+        group.entries = [ZERO_ENTRY] * len(group.segments)
+        self._faults.answer_group(group)
+        if not group.void:
+            for segment in group.segments:
+                group.table.holdings.raise_to_current(segment, 1)
+        cluster.changes.finish(group.change, now_ns)

@@ -1,0 +1,220 @@
+"""Keeping zeroed segments ahead of demand (design: 1, 10).
+
+A mapper agent zeroes and flushes; the segments are ZEROING in the store before it is told to, and ZEROED only in a
+commit after its answer. If the outcome is unknown they are QUARANTINED until that incarnation is over: a late zero
+must not land on somebody's data.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from channel.messages import ZeroSegments
+from channel.values import SegmentRun
+from controller.core.agents import Agent, AttachState
+from controller.core.allocator import Space
+from controller.core.cluster import Cluster
+from controller.store.interface import Job
+from controller.store.records import SegmentState
+from mapping.entry import pack
+from mapping.status import Status
+
+KIND: Final = "zero"
+NOT_BEGUN: Final = frozenset(
+    (
+        Status.NO_CONTAINER,
+        Status.STALE_TERM,
+        Status.STALE_INCARNATION,
+        Status.STALE_EPOCH,
+        Status.NOT_ADMITTED,
+        Status.BUSY,
+        Status.LIMIT,
+        Status.UNSUPPORTED,
+        Status.BAD_MESSAGE,
+    )
+)
+"""Refusals that say: no segment has been touched."""
+Runs = list[tuple[int, int]]
+
+
+class Zeroing:
+    """At most one batch per container is under way."""
+
+    def __init__(self, cluster: Cluster, jobs: dict[int, Job]) -> None:
+        self._cluster = cluster
+        self._jobs: dict[int, Job] = {}
+        self._running: set[int] = set()
+        self._resting: set[int] = set()
+        self._low = True
+        self._next_job = max(jobs, default=0) + 1
+        for job in jobs.values():
+            if job.kind == KIND:
+                self._jobs[job.id] = job
+
+    @property
+    def busy(self) -> bool:
+        """True while segments are being zeroed."""
+        return bool(self._running)
+
+    def taken(self) -> None:
+        """Zeroed segments were taken: look at the pool when the step is over."""
+        self._low = True
+
+    def settle(self, now_ns: int) -> None:
+        """The step is over."""
+        if self._low:
+            self._low = False
+            self.consider(now_ns)
+
+    def resume(self, now_ns: int) -> None:
+        """After a restart: nobody knows how far the zeroers got, so only their end frees the segments."""
+        for job in list(self._jobs.values()):
+            payload = _payload(job)
+            agent = self._cluster.agents.get(payload["agent"])
+            current = agent is not None and agent.incarnation == payload["incarnation"]
+            if not current or agent is None or agent.standing.value == "fenced":
+                self._release(job, SegmentState.FREE, now_ns)
+            elif job.state != "quarantined":
+                self._quarantine(job, now_ns)
+
+    def consider(self, now_ns: int) -> None:
+        """Begin a batch wherever the pool is low and there is something to zero."""
+        for slot, space in self._cluster.allocator.spaces.items():
+            low = space.zeroed.total < self._cluster.limits.zeroed_pool_segments
+            if low and space.free.total and slot not in self._running and slot not in self._resting:
+                agent = self._zeroer(slot, now_ns)
+                if agent is not None:
+                    self._begin(agent, space, now_ns)
+
+    def _zeroer(self, slot: int, now_ns: int) -> Agent | None:
+        """A leased agent that has the container; failing that, ask one to attach it."""
+        mappers = [agent for agent in self._cluster.agents.values() if agent.admitted and agent.mapper]
+        for agent in mappers:
+            attachment = agent.attachments.get(slot)
+            if agent.granted and attachment is not None and attachment.state is AttachState.ATTACHED:
+                return agent
+        if mappers and not any(slot in agent.attachments for agent in mappers):
+            self._cluster.bringup.want(mappers[0], slot, now_ns)
+        return None
+
+    def _begin(self, agent: Agent, space: Space, now_ns: int) -> None:
+        cluster, slot = self._cluster, space.slot
+        runs: Runs = []
+        left = cluster.limits.zero_batch_segments
+        while left and (run := space.free.take(left)) is not None:
+            runs.append(run)
+            left -= run[1]
+        job = Job(
+            self._next_job,
+            KIND,
+            "running",
+            0,
+            sum(count for _, count in runs),
+            {"agent": agent.number, "incarnation": agent.incarnation, "slot": slot, "runs": runs},
+        )
+        self._next_job += 1
+        self._jobs[job.id] = job
+        self._running.add(slot)
+        cluster.journal.job(job)
+        self._mark(slot, runs, SegmentState.ZEROING)
+        incarnation = agent.incarnation
+        cluster.journal.then(lambda now: self._order(agent, incarnation, job, now))
+
+    def _mark(self, slot: int, runs: Runs, state: SegmentState) -> None:
+        for start, count in runs:
+            self._cluster.journal.records.segment_run(slot, start, count, state)
+            self._cluster.image.fill_segments(slot, start, count, state)
+
+    def _order(self, agent: Agent, incarnation: int, job: Job, now_ns: int) -> None:
+        if not agent.admitted or agent.incarnation != incarnation or not agent.granted:
+            self._release(job, SegmentState.FREE, now_ns)
+            return
+        payload = _payload(job)
+        runs = [SegmentRun(pack(payload["slot"], start), count) for start, count in payload["runs"]]
+        self._cluster.commands.order(
+            agent,
+            lambda: (ZeroSegments(runs), 0, False),
+            lambda status, response, now: self._done(job, status, response, now),
+            now_ns,
+            once=True,
+        )
+
+    def _done(self, job: Job, status: int, response: Any, now_ns: int) -> None:
+        if job.id not in self._jobs:
+            return
+        if response is not None and status == Status.OK:
+            self._release(job, SegmentState.ZEROED, now_ns)
+        elif (response is not None and status in NOT_BEGUN) or (
+            response is None and status == Status.STALE_INCARNATION
+        ):
+            self._rest(_payload(job)["slot"], now_ns)
+            self._release(job, SegmentState.FREE, now_ns)
+        else:
+            detail = response.detail if response is not None else "the session ended"
+            slot = _payload(job)["slot"]
+            text = f"zeroing {job.total} segments of container slot {slot}: {Status(status).name} {detail}"
+            self._cluster.log.add(now_ns, "warning", "zeroing", f"{text}; they are quarantined")
+            self._rest(_payload(job)["slot"], now_ns)
+            self._quarantine(job, now_ns)
+
+    def _rest(self, slot: int, now_ns: int) -> None:
+        """Do not try again at once."""
+
+        def rested(now_ns: int) -> None:
+            self._resting.discard(slot)
+            self.consider(now_ns)
+
+        self._resting.add(slot)
+        self._cluster.timers.at(now_ns + self._cluster.timing.retry_ns, rested)
+
+    def _quarantine(self, job: Job, now_ns: int) -> None:
+        payload = _payload(job)
+        kept = Job(job.id, job.kind, "quarantined", job.progress, job.total, job.payload)
+        self._jobs[job.id] = kept
+        self._running.discard(payload["slot"])
+        self._cluster.journal.job(kept)
+        self._mark(payload["slot"], payload["runs"], SegmentState.QUARANTINED)
+
+    def _release(self, job: Job, state: SegmentState, now_ns: int) -> None:
+        """The job is over: its segments are ZEROED, or FREE as before."""
+        payload, cluster = _payload(job), self._cluster
+        slot, runs = payload["slot"], payload["runs"]
+        self._jobs.pop(job.id, None)
+        cluster.journal.remove_job(job.id)
+        for start, count in runs:
+            cluster.journal.records.segment_run(slot, start, count, state)
+
+        def committed(now_ns: int) -> None:
+            self._running.discard(slot)
+            for start, count in runs:
+                cluster.image.fill_segments(slot, start, count, state)
+            space = cluster.allocator.spaces.get(slot)
+            if space is not None:
+                for start, count in runs:
+                    (space.zeroed if state is SegmentState.ZEROED else space.free).give(start, count)
+            if state is SegmentState.ZEROED:
+                cluster.faults.space_found(now_ns)
+            self._low = True
+
+        cluster.journal.then(committed)
+
+    def freed(self, runs: list[tuple[int, int, int]], now_ns: int) -> None:
+        """Committed: these (slot, start, count) are FREE; they have to be zeroed before anybody gets them."""
+        for slot, start, count in runs:
+            self._cluster.image.fill_segments(slot, start, count, SegmentState.FREE)
+            space = self._cluster.allocator.spaces.get(slot)
+            if space is not None:
+                space.free.give(start, count)
+        self._low = True
+
+    def incarnation_over(self, agent: int, incarnation: int, now_ns: int) -> None:
+        """Fenced: what it was zeroing can be touched again."""
+        for job in list(self._jobs.values()):
+            payload = _payload(job)
+            if payload["agent"] == agent and payload["incarnation"] == incarnation:
+                self._release(job, SegmentState.FREE, now_ns)
+
+
+def _payload(job: Job) -> dict[str, Any]:
+    assert isinstance(job.payload, dict), "a job's payload is not a record"
+    return job.payload

@@ -1,0 +1,48 @@
+"""`segmap controller`: runs the shell, and the HTTP API if one is wanted, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+import uvloop
+
+from controller.api.server import ApiServer
+from controller.config import ControllerConfig
+from controller.shell import ControllerShell
+from controller.store.interface import StoreError
+
+
+async def serve(config: ControllerConfig) -> int:
+    """Serve until told to stop. 0: told to; 1: another controller reigns."""
+    shell = ControllerShell(config)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await shell.start()
+    api = None
+    try:
+        if config.api_socket is not None:
+            api = ApiServer(shell.call, config.api_socket, None)
+            await api.start()
+        shell.failed.add_done_callback(lambda _: stopping.set())
+        await stopping.wait()
+        return 1 if shell.failed.done() else 0
+    finally:
+        if api is not None:
+            await api.stop()
+        await shell.stop()
+
+
+def run(config: ControllerConfig) -> int:
+    """Blocking. Exit code 0, or 1 with the reason on stderr."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve(config))
+    except (StoreError, OSError) as error:
+        print(f"segmap controller: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,378 @@
+"""The controller's shell: sockets, store thread, timers and operators around the core. It decides nothing.
+
+Events wait in one inbox and are stepped in order; effects are executed in order. While too many commits are under way
+nothing more is stepped and nothing more is read, so that agents feel the store's speed. If the store fails, the reign
+ends: sessions are closed, the store is opened again, and a new core starts from what is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import itertools
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+from channel import events as channel_events
+from channel.messages import MapFault
+from controller.api.errors import ApiError
+from controller.config import ControllerConfig
+from controller.core.effects import (
+    BatchCommitted,
+    Close,
+    Depose,
+    Effect,
+    Event,
+    LeadershipLost,
+    Log,
+    MessageReceived,
+    OperationRequested,
+    Persist,
+    RefuseOperation,
+    Reply,
+    ResponseReceived,
+    Send,
+    SessionEnded,
+    SessionOpened,
+    TimePassed,
+    Welcome,
+)
+from controller.core.machine import Controller
+from controller.links import IDENTITY_PREFIX, Link
+from controller.store.interface import Committed, StaleTerm, StoreError
+from controller.store.sqlite import SqliteStore
+from controller.store.writer import CommitterFull, GroupCommitter
+from mapping.status import Status
+from transport import tcp
+from transport.connection import Connection
+from transport.stream import Listener
+from transport.tls import TlsContext
+
+_log: Final = logging.getLogger("segmap.controller")
+COMMITS_HIGH: Final = 1024
+COMMITS_LOW: Final = 256
+MERGED_FAULTS_MAX: Final = 4096
+RECOVER_S: Final = 1.0
+_LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "alarm": logging.ERROR}
+_NS: Final = 1e-9
+
+
+class ControllerShell:
+    """start(), call() as often as wanted, stop(). `failed` is done, with the reason, if the reign was lost."""
+
+    def __init__(self, config: ControllerConfig) -> None:
+        self._config = config
+        self._committer = GroupCommitter(lambda: SqliteStore.open(config.store_path))
+        self._core: Controller | None = None
+        self._links: dict[int, Link] = {}
+        self._numbers = itertools.count(1)
+        self._tokens = itertools.count(1)
+        self._inbox: deque[Event] = deque()
+        self._dirty: dict[Link, None] = {}
+        self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._commits = 0
+        self._paused = False
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: Listener | None = None
+        self.failed: asyncio.Future[str]
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the store, begin a term, listen. Raises StoreError, OSError or what TLS says of the certificates."""
+        self._loop = asyncio.get_running_loop()
+        self.failed = self._loop.create_future()
+        self._begin(await self._committer.start())
+        config = self._config
+        context = TlsContext.server(config.tls_ca, config.tls_certificate, config.tls_key, {"agent"})
+        self._listener = await tcp.listen(config.listen_host, config.listen_port, self._accept, tls=context)
+        if config.port_file is not None:
+            config.port_file.write_text(f"{self.port}\n")
+        self._spawn(self._watch_store())
+        _log.info("controller: term %d, listening on %s:%d", self._term, config.listen_host, self.port)
+
+    @property
+    def port(self) -> int:
+        """The bound port."""
+        assert self._listener is not None, "not started"
+        return self._listener.port
+
+    @property
+    def _term(self) -> int:
+        return self._core.term if self._core is not None else 0
+
+    async def stop(self) -> None:
+        """Say goodbye to all, finish what is being committed, close the store."""
+        for task in self._tasks:
+            task.cancel()
+        if self._listener is not None:
+            self._listener.close()
+        self._end_links(Status.CANCELLED, "the controller stops")
+        self._core = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail_calls("unavailable", "the controller stops")
+        await self._committer.close()
+        if self._config.port_file is not None:
+            self._config.port_file.unlink(missing_ok=True)
+        if self._listener is not None:
+            self._listener.close_all()
+            await self._listener.wait_closed()
+
+    def _begin(self, state: Any) -> None:
+        config = self._config
+        self._core = Controller(state, config.timing(), config.limits(), uuid.uuid4, time.monotonic_ns())
+        self._commits = 0
+        self._inbox.clear()
+        self._post(TimePassed())
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch_store(self) -> None:
+        """A store that fails ends the reign; a higher term ends us."""
+        while True:
+            error = await self._committer.stopped()
+            self._core = None
+            self._end_links(Status.INTERNAL, "the controller's store has failed")
+            self._fail_calls("unavailable", f"the store has failed: {error}")
+            if isinstance(error, StaleTerm):
+                self._depose(str(error))
+                return
+            _log.error("controller: the store has failed, starting over from what is durable: %s", error)
+            while self._core is None:
+                try:
+                    self._begin(await self._committer.recover())
+                except StoreError as again:
+                    _log.error("controller: the store cannot be opened again yet: %s", again)
+                    await asyncio.sleep(RECOVER_S)
+            _log.warning("controller: term %d after the store's failure", self._term)
+
+    def _depose(self, reason: str) -> None:
+        _log.critical("controller: deposed: %s", reason)
+        self._end_links(Status.STALE_TERM, reason)
+        if not self.failed.done():
+            self.failed.set_result(reason)
+
+    # --- connections -------------------------------------------------------------------------------------------------
+
+    def _accept(self, connection: Connection) -> None:
+        identity = connection.peer.identity
+        if self._core is None or not identity.startswith(IDENTITY_PREFIX) or len(self._links) >= self._sessions_max:
+            _log.warning("controller: refused a connection of %r from %s", identity, connection.peer.address)
+            connection.abort()
+            return
+        link = Link(next(self._numbers), connection, self._arrived)
+        self._links[link.number] = link
+        self._post(SessionOpened(link.number, link.peer))
+        link.start()
+        if self._paused:
+            connection.pause()
+
+    @property
+    def _sessions_max(self) -> int:
+        return self._config.sessions_max
+
+    def _arrived(self, link: Link) -> None:
+        """Turn what a session says into events of the core."""
+        for event in link.session.events():
+            if isinstance(event, channel_events.ResponseReceived):
+                self._post(ResponseReceived(link.number, event.context, event.message))
+            elif isinstance(event, channel_events.NoticeReceived):
+                self._post_notice(link, event)
+            elif isinstance(event, channel_events.RequestReceived):
+                link.hello = event
+                self._post(MessageReceived(link.number, event.header, event.message))
+            elif isinstance(event, channel_events.SessionEnded):
+                self._ended(link, event.detail)
+        self._touch(link)
+
+    def _post_notice(self, link: Link, event: channel_events.NoticeReceived) -> None:
+        """Faults that came one by one are stepped together: they share a commit and an answer."""
+        header = event.header._replace(request_id=0, table=0, sequence=0)
+        message = event.message
+        if isinstance(message, MapFault) and self._inbox:
+            last = self._inbox[-1]
+            if (
+                isinstance(last, MessageReceived)
+                and isinstance(last.message, MapFault)
+                and (last.session, last.header) == (link.number, header)
+                and len(last.message.faults) + len(message.faults) <= MERGED_FAULTS_MAX
+            ):
+                merged = last.message.faults
+                if not isinstance(merged, list):
+                    merged = list(merged)
+                    self._inbox[-1] = MessageReceived(link.number, header, MapFault(merged))
+                merged.extend(message.faults)
+                return
+        self._post(MessageReceived(link.number, header, message))
+
+    def _ended(self, link: Link, why: str) -> None:
+        if self._links.pop(link.number, None) is not None:
+            self._post(SessionEnded(link.number, why))
+
+    def _end_links(self, status: Status, detail: str) -> None:
+        for link in list(self._links.values()):
+            link.close(status, detail)
+            for _ in link.session.events():
+                pass
+            link.flush()
+        self._links.clear()
+
+    def _touch(self, link: Link) -> None:
+        self._dirty[link] = None
+        self._schedule()
+
+    # --- stepping ----------------------------------------------------------------------------------------------------
+
+    def _post(self, event: Event) -> None:
+        self._inbox.append(event)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Step what has come, as far as the store keeps up; then write."""
+        self._pumping = False
+        core = self._core
+        while core is not None and self._inbox and self._commits < COMMITS_HIGH:
+            self._execute(core.step(self._inbox.popleft(), time.monotonic_ns()))
+            core = self._core
+        self._throttle()
+        dirty, self._dirty = self._dirty, {}
+        for link in dirty:
+            for event in link.session.events():
+                if isinstance(event, channel_events.SessionEnded):
+                    self._ended(link, event.detail)
+            link.flush()
+        if core is not None:
+            self._arm(core)
+
+    def _throttle(self) -> None:
+        if not self._paused and self._commits >= COMMITS_HIGH:
+            self._paused = True
+            for link in self._links.values():
+                link.connection.pause()
+        elif self._paused and self._commits <= COMMITS_LOW:
+            self._paused = False
+            for link in self._links.values():
+                link.connection.resume()
+
+    def _arm(self, core: Controller) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline_ns = core.next_deadline()
+        if deadline_ns is not None:
+            delay = max(0.0, (deadline_ns - time.monotonic_ns()) * _NS)
+            self._timer = self._loop.call_later(delay, self._post, TimePassed())
+
+    def _execute(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                link = self._links.get(effect.session)
+                if link is not None:
+                    link.send(effect.message, effect.header, effect.attempt)
+                    self._dirty[link] = None
+            elif isinstance(effect, Persist):
+                self._persist(effect)
+            else:
+                self._execute_rare(effect)
+
+    def _execute_rare(self, effect: Effect) -> None:
+        if isinstance(effect, Welcome | Close):
+            link = self._links.get(effect.session)
+            if link is None:
+                return
+            if isinstance(effect, Welcome):
+                link.welcome(effect.message, effect.header)
+            else:
+                link.close(effect.status, effect.detail)
+            self._touch(link)
+        elif isinstance(effect, Reply):
+            self._resolve(effect.token, effect.result)
+        elif isinstance(effect, RefuseOperation):
+            future = self._calls.pop(effect.token, None)
+            if future is not None and not future.done():
+                future.set_exception(ApiError(effect.code, effect.text, effect.hint))
+        elif isinstance(effect, Log):
+            _log.log(_LEVELS[effect.severity], "controller: %s", effect.text)
+        elif isinstance(effect, Depose):
+            self._core = None
+            self._depose(effect.reason)
+
+    def _persist(self, effect: Persist) -> None:
+        try:
+            future = self._committer.submit(effect.batch)
+        except CommitterFull as error:
+            raise AssertionError("more commits than COMMITS_HIGH allows") from error
+        except StoreError:
+            return  # the committer has stopped; _watch_store starts over
+        self._commits += 1
+        core, token = self._core, effect.token
+        future.add_done_callback(lambda done: self._committed(core, token, done))
+
+    def _committed(self, core: Controller | None, token: int, future: asyncio.Future[Committed]) -> None:
+        failed = future.cancelled() or future.exception() is not None
+        if core is None or core is not self._core:
+            return
+        self._commits -= 1
+        if failed:
+            return  # _watch_store has been told, too
+        core.cluster.sequence = max(core.cluster.sequence, future.result().sequence)
+        self._post(BatchCommitted(token))
+
+    # --- operators ---------------------------------------------------------------------------------------------------
+
+    async def call(self, operation: str, args: Mapping[str, Any], request_id: str = "") -> dict[str, Any]:
+        """Do an operation. Raises ApiError."""
+        if self._core is None:
+            raise ApiError("unavailable", "the controller is starting, or has lost its store", "try again")
+        token = next(self._tokens)
+        future = self._loop.create_future()
+        self._calls[token] = future
+        self._post(OperationRequested(token, operation, dict(args), request_id))
+        try:
+            return self._with_time(operation, await future)
+        finally:
+            self._calls.pop(token, None)
+
+    def _with_time(self, operation: str, result: dict[str, Any]) -> dict[str, Any]:
+        """The core has no wall clock: add it where events are shown."""
+        if operation == "events.list":
+            return {**result, "events": [_timed(event) for event in result["events"]]}
+        if operation == "cluster.status":
+            alarms = [_timed(event) for event in result["alarms"]]
+            return {**result, "name": self._config.cluster_name, "alarms": alarms}
+        return result
+
+    def _resolve(self, token: int, result: dict[str, Any]) -> None:
+        future = self._calls.pop(token, None)
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    def _fail_calls(self, code: str, text: str) -> None:
+        calls, self._calls = self._calls, {}
+        for future in calls.values():
+            if not future.done():
+                future.set_exception(ApiError(code, text, "try again"))
+
+    def lead_no_more(self, reason: str) -> None:
+        """Somebody else reigns, an outer election says."""
+        self._post(LeadershipLost(reason))
+
+
+def _timed(event: dict[str, Any]) -> dict[str, Any]:
+    at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=event["age_s"])
+    return {**event, "time": at.isoformat(timespec="milliseconds")}

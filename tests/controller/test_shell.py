@@ -1,0 +1,139 @@
+"""The controller's shell with real sockets, TLS and SQLite: agents are admitted, faults are durable, a restart goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ci.fault_load import Agent, Faulter
+from controller.api.errors import ApiError
+from controller.config import ControllerConfig
+from controller.shell import ControllerShell
+from transport import pki
+
+SEGMENTS = 1 << 12
+
+
+def certificates(directory: Path) -> Path:
+    pki.init(directory)
+    pki.issue(directory, "controller", "controller")
+    for name in ("store", "map", "other"):
+        pki.issue(directory, name, "agent")
+    return directory
+
+
+def configuration(directory: Path) -> ControllerConfig:
+    files = pki.files(directory / "pki", "controller", "controller")
+    return ControllerConfig(directory / "store.db", files.ca, files.certificate, files.key)
+
+
+@asynccontextmanager
+async def running(config: ControllerConfig) -> AsyncIterator[ControllerShell]:
+    shell = ControllerShell(config)
+    await shell.start()
+    try:
+        yield shell
+    finally:
+        await shell.stop()
+
+
+def in_loop(work: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(work(), 30)  # type: ignore[arg-type]
+
+    asyncio.run(limited())
+
+
+async def connected(shell: ControllerShell, directory: Path) -> tuple[Agent, Faulter]:
+    store, mapper = Agent("store", 2), Faulter("map", SEGMENTS)
+    await store.connect(shell.port, directory / "pki", b"s" * 16)
+    await mapper.connect(shell.port, directory / "pki", b"m" * 16)
+    store.export("disk", 1 << 16)
+    while not (await shell.call("agent.show", {"agent": "store"}))["exports"]:
+        await asyncio.sleep(0)
+    return store, mapper
+
+
+async def provisioned(shell: ControllerShell, mapper: Faulter) -> dict[str, Any]:
+    await shell.call("container.add", {"name": "c", "agent": "store", "export": "disk", "contents": "zeroed"}, "r1")
+    vdisk = await shell.call("vdisk.create", {"name": "v", "size_bytes": SEGMENTS << 20}, "r2")
+    shown = await shell.call("vdisk.present", {"name": "v", "agents": ["map"], "any_host": True}, "r3")
+    assert shown["presentations"][0]["state"] == "presented"
+    mapper.table = vdisk["number"] << 32 | mapper.number
+    return vdisk
+
+
+def test_faults_are_durable_over_a_restart(tmp_path: Path) -> None:
+    certificates(tmp_path / "pki")
+    config = configuration(tmp_path)
+
+    async def work() -> None:
+        async with running(config) as shell:
+            _, mapper = await connected(shell, tmp_path)
+            await provisioned(shell, mapper)
+            run = await mapper.run(16, 500)
+            assert run.answered >= 500
+            assert not mapper.failures
+            first = await shell.call("vdisk.map", {"name": "v"})
+            allocated = (await shell.call("vdisk.show", {"name": "v"}))["allocated_segments"]
+            assert allocated >= 500
+            term = (await shell.call("cluster.status", {}))["term"]
+        async with running(config) as shell:
+            status = await shell.call("cluster.status", {})
+            assert status["term"] == term + 1
+            assert await shell.call("vdisk.map", {"name": "v"}) == first
+            assert (await shell.call("vdisk.create", {"name": "v", "size_bytes": SEGMENTS << 20}, "r2"))["number"] == 1
+            with pytest.raises(ApiError) as refused:
+                await shell.call("vdisk.create", {"name": "w", "size_bytes": 1}, "r2")
+            assert refused.value.code == "bad_argument"
+            _, mapper = await connected(shell, tmp_path)
+            assert mapper.incarnation == 2
+            while "Present" not in mapper.requests:
+                await asyncio.sleep(0)
+            order = [name for name in mapper.requests if name != "ZeroSegments"]
+            assert order.index("AttachContainer") < order.index("CreateTable") < order.index("Present")
+
+    in_loop(work)
+
+
+def test_a_name_that_the_certificate_does_not_have_is_refused(tmp_path: Path) -> None:
+    certificates(tmp_path / "pki")
+
+    async def work() -> None:
+        async with running(configuration(tmp_path)) as shell:
+            impostor = Agent("other", 1)
+            connecting = impostor.connect(shell.port, tmp_path / "pki", b"x" * 16)
+            impostor.name = "other"
+            session_send = impostor.session.send
+
+            def lie(message: Any, header: Any) -> int:
+                return session_send(type(message)(1, 1, 1, b"x" * 16, "map", "load"), header)
+
+            impostor.session.send = lie  # type: ignore[method-assign, assignment]
+            with pytest.raises(ConnectionError, match="UNAUTHORIZED"):
+                await connecting
+            assert (await shell.call("agent.list", {}))["agents"] == []
+
+    in_loop(work)
+
+
+def test_an_unknown_operation_and_a_stopped_controller(tmp_path: Path) -> None:
+    certificates(tmp_path / "pki")
+
+    async def work() -> None:
+        async with running(configuration(tmp_path)) as shell:
+            with pytest.raises(ApiError) as refused:
+                await shell.call("vdisk.polish", {})
+            assert refused.value.code == "unknown_operation"
+            events = await shell.call("events.list", {})
+            assert events == {"events": []}
+        with pytest.raises(ApiError) as refused:
+            await shell.call("cluster.status", {})
+        assert refused.value.code == "unavailable"
+
+    in_loop(work)

@@ -40,7 +40,7 @@ class Plane:
 def command_of(plane: str, rpc_socket: Path, *, core_mask: str = "0x1", wait_for_rpc: bool = False) -> list[str]:
     """The command line of a target, or a skip that says why there is none."""
     if plane == "embedded":
-        if importlib.util.find_spec("dataplane.embedded.nvmf_backend") is None:
+        if importlib.util.find_spec("dataplane.embedded.nvme_host") is None:
             pytest.skip("this tree has no complete embedded target")
         return embedded_command(rpc_socket) + (["--wait-for-rpc"] if wait_for_rpc else [])
     try:

@@ -25,8 +25,8 @@ async def serve(config: ControllerConfig) -> int:
     await shell.start()
     api = None
     try:
-        if config.api_socket is not None:
-            api = ApiServer(shell.call, config.api_socket, None)
+        if config.api_socket is not None or config.api_listen is not None:
+            api = ApiServer(shell.call, config.api_socket, config.api_listen)
             await api.start()
         shell.failed.add_done_callback(lambda _: stopping.set())
         await stopping.wait()

@@ -50,6 +50,7 @@ def controller_config(document: Document) -> ControllerConfig:
         tls_certificate=tls.certificate,
         tls_key=tls.key,
         api_socket=document.api_socket,
+        api_listen=part["api_listen"],
         cluster_name=document.values["cluster"],
         lease_duration_s=part["lease"] / NS_PER_S,
         renew_interval_s=part["renew"] / NS_PER_S,

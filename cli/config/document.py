@@ -30,6 +30,7 @@ from cli.config.schema import (
     integer,
 )
 
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 EXPORTS_MAX = 256
 AGENTS_MAX = 255
 
@@ -115,6 +116,8 @@ AGENT = Section(
 def _check_controller(values: dict[str, Any]) -> None:
     if values["renew"] * 2 >= values["lease"]:
         raise BadValueError("'renew' must be less than half of 'lease', or one lost renewal ends it")
+    if values["api_listen"] and values["api_listen"][0] not in LOOPBACK_HOSTS:
+        raise BadValueError(f"'api_listen' has no TLS: its host must be one of {', '.join(LOOPBACK_HOSTS)}")
     if values["space_deadline"] >= values["park_limit"]:
         raise BadValueError("'space_deadline' must be shorter than 'park_limit', or the host never hears of it")
 

@@ -109,7 +109,9 @@ class FileEndpoint(Source, Destination):
             view, offset = view[done:], offset + done
 
     async def flush(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._pool, os.fsync, self._fd)
+        """A device is flushed; a regular file is left to the page cache, as cp does."""
+        if self.capacity is not None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, os.fsync, self._fd)
 
     async def reader(self) -> Source:
         return FileEndpoint(self.path, writable=False)

@@ -131,7 +131,7 @@ def describe_exit(code: int) -> str:
 
 def segmap_command(*words: str) -> tuple[str, ...]:
     """The argv of a `segmap` command in this very installation."""
-    return (sys.executable, "-m", "cli", *words)
+    return (sys.executable, "-P", "-m", "cli", *words)
 
 
 def process_exists(pid: int) -> bool:

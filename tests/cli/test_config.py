@@ -34,6 +34,7 @@ def test_the_shipped_files_are_good() -> None:
         assert load(path).agents
 
 
+@pytest.mark.claim(14, 15)
 def test_defaults_are_filled_in() -> None:
     document = parse(GOOD, "c.yaml")
     assert document.controller["lease"] == 10 * 10**9
@@ -118,6 +119,7 @@ def test_all_errors_are_found_at_once() -> None:
         (GOOD + "segment_size: 3MiB\n", "power of two"),
         (GOOD + "controller: {lease: 4s, renew: 3s}\n", "less than half"),
         (GOOD + "controller: {space_deadline: 30s}\n", "shorter than 'park_limit'"),
+        (GOOD + "controller: {api_listen: '0.0.0.0:80'}\n", "has no TLS"),
         (GOOD + "containers: [{name: c, export: a/x}]\n", "known: none"),
         (GOOD + "  - {name: b, roles: [mapper], exports: [{name: x, kind: malloc, size: 1MiB}]}\n", "needs exporter"),
         (GOOD + "  - {name: b, roles: [exporter], exports: [{name: x, kind: aio}]}\n", "needs 'file'"),

@@ -302,7 +302,6 @@ def test_discovery_listens_too(rpc: Callable[..., Any], tcp: None, port: int) ->
         {"traddr": "192.0.2.1"},
         {"trsvcid": "99999"},
         {"trsvcid": "abc"},
-        {"trsvcid": "0"},
         {"trsvcid": 4420},
         {"trsvcid": None},
         {"traddr": None},

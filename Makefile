@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 
-.PHONY: help venv test test-long lint format lock clean distclean
+.PHONY: help venv demo test test-long bench lint format docs lock clean distclean
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,21 +12,32 @@ help:  ## this list
 venv:  ## make .venv from requirements.lock (the others do it by themselves)
 	@bash ci/bootstrap.sh
 
+demo: venv  ## the whole system at work on this machine, with checks (DEMO_ARGS="--keep", "--input PATH")
+	@$(VENV)/segmap demo $(DEMO_ARGS)
+
 test: venv  ## all tests but the long ones, with a time budget per suite
 	@$(PYTEST) -m "not long" --budgets $(TEST_ARGS)
 
 test-long: venv  ## the long tests: more seeds, more rounds
 	@$(PYTEST) -m long $(TEST_ARGS)
 
-lint: venv  ## ruff, strict mypy, and the tidy rules
+bench: venv  ## measure, print a table and write build/bench.json (BENCH_ARGS="mapping store")
+	@mkdir -p build
+	@$(VENV)/python ci/bench.py --json build/bench.json $(BENCH_ARGS)
+
+lint: venv  ## ruff, strict mypy, the tidy rules, and that generated docs are current
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(VENV)/mypy
 	@$(VENV)/python ci/tidy.py
+	@$(VENV)/python ci/docs.py --check
 
 format: venv  ## let ruff lay out the code
 	@$(VENV)/ruff format .
 	@$(VENV)/ruff check --fix .
+
+docs: venv  ## generate the reference pages under docs/ from the tables in the code
+	@$(VENV)/python ci/docs.py
 
 lock: venv  ## resolve pyproject.toml anew into requirements.lock (names no index; keeps hashes)
 	@$(VENV)/pip-compile --quiet --config pyproject.toml --output-file requirements.lock pyproject.toml

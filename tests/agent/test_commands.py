@@ -225,6 +225,7 @@ def test_present_shows_everything_before_it_listens() -> None:
     assert kinds.index(AddListener) > max(kinds.index(AddNamespace), kinds.index(AddHost))
 
 
+@pytest.mark.claim(16)
 def test_present_gives_the_identity_of_the_vdisk() -> None:
     driver = mapper()
     driver.target.tables[TABLE] = "vdisk3"

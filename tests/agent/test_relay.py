@@ -46,6 +46,7 @@ RELAYED: list[Message] = [
 ]
 
 
+@pytest.mark.claim(30, 31, 35)
 @pytest.mark.parametrize("message", RELAYED, ids=lambda message: type(message).__name__)
 def test_table_commands_go_through_and_so_do_their_responses(message: Message) -> None:
     driver = Driver().open()
@@ -56,6 +57,7 @@ def test_table_commands_go_through_and_so_do_their_responses(message: Message) -
     assert driver.step(e.FromDataPlane(response)) == [], "answered once"
 
 
+@pytest.mark.claim(28)
 def test_faults_and_answers_go_through() -> None:
     driver = Driver().open()
     fault, answer = notice(FAULT), notice(FaultAnswer([AnswerRecord(1, 5, 1, 0, 0)], [5]))

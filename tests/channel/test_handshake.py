@@ -85,6 +85,7 @@ GOODBYE_BYTES = (
 )  # fmt: skip
 
 
+@pytest.mark.claim(6, 7)
 def test_handshake_bytes_are_frozen() -> None:
     agent = Session(Role.AGENT)
     agent.send(HELLO, Header(7, 6, 5))

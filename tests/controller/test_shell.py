@@ -68,6 +68,7 @@ async def provisioned(shell: ControllerShell, mapper: Faulter) -> dict[str, Any]
     return vdisk
 
 
+@pytest.mark.claim(1, 26)
 def test_faults_are_durable_over_a_restart(tmp_path: Path) -> None:
     certificates(tmp_path / "pki")
     config = configuration(tmp_path)

@@ -18,7 +18,6 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import repeat
 from struct import Struct
 from typing import Final, Protocol
 
@@ -299,13 +298,11 @@ class RecordBuilder:
         incarnation: int,
         request_ids: Iterable[int],
     ) -> None:
-        """For each answered fault its new entry and its request: SET_ENTRY, REQUEST, SET_ENTRY ..."""
+        """For each answered fault its new entry and its request. Raises ValueError if the lengths differ."""
         head = _SET_ENTRY | vdisk << 32
         words = array("Q")
-        for row in zip(
-            repeat(head), segments, entries, repeat(_REQUEST), repeat(incarnation), request_ids, strict=False
-        ):
-            words.extend(row)
+        for segment, entry, request_id in zip(segments, entries, request_ids, strict=True):
+            words.extend((head, segment, entry, _REQUEST, incarnation, request_id))
         self._data += words.tobytes()
 
     def take(self) -> bytes:

@@ -98,12 +98,14 @@ class SqliteStore:
         cluster: UUID | None = None,
         page_count_max: int | None = None,
         lock_wait_ms: int = LOCK_WAIT_MS,
+        vfs: str | None = None,
     ) -> Self:
-        """Open, or create with mode 0600. `cluster` names a new store (random if None) and checks an old one.
+        """Open, or create with mode 0600. `cluster` names a new store (random if None) and checks an old one; `vfs` is
+        a registered SQLite VFS to use instead of the default one.
 
         Raises StoreLocked, StoreCorrupt, StoreVersion, StoreFull (`page_count_max` bounds the file), StoreFailed.
         """
-        connection = _connect(Path(path), page_count_max, lock_wait_ms)
+        connection = _connect(Path(path), page_count_max, lock_wait_ms, vfs)
         try:
             return cls(connection, cluster)
         except BaseException:
@@ -271,13 +273,13 @@ def _translate(error: apsw.Error) -> StoreError:
     return StoreFailed(f"the store could not be read or written: {error}")
 
 
-def _connect(path: Path, page_count_max: int | None, lock_wait_ms: int) -> apsw.Connection:
+def _connect(path: Path, page_count_max: int | None, lock_wait_ms: int, vfs: str | None) -> apsw.Connection:
     """An open, checked and migrated connection. Raises StoreError."""
     _create(path)
     connection: apsw.Connection | None = None
     try:
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-        connection = apsw.Connection(str(path.absolute()), flags=flags)
+        connection = apsw.Connection(str(path.absolute()), flags=flags, vfs=vfs)
         connection.set_busy_timeout(lock_wait_ms)
         connection.execute(_PRAGMAS)
         if connection.pragma("journal_mode", "wal") != "wal":

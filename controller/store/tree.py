@@ -126,6 +126,11 @@ class Forest:
             node = self.cache[node_id] = self._source.read_node(node_id)
         return node
 
+    def stored_count(self, node_id: int) -> int:
+        """How many parents the node has, as far as the counts have followed."""
+        count = self.counts.get(node_id)
+        return self._source.read_references(node_id) if count is None else count
+
     def _new(self, kind: TreeKind, level: int, body: array[int], birth: int) -> Node:
         node = Node(self.next_node, kind, level, birth, body)
         self.next_node += 1
@@ -424,26 +429,24 @@ def _read_states(image: MapImage, slot: int, number: int, body: array[int]) -> N
 
 
 def audit_counts(forest: Forest) -> dict[int, tuple[int, int]]:
-    """Nodes whose stored count plus what is queued differs from the pointers there are: {node: (is, should be)}."""
-    pointers: dict[int, int] = {}
-    for tree in forest.trees.values():
-        if tree.root:
-            pointers[tree.root] = pointers.get(tree.root, 0) + 1
-    visit = list(pointers)
-    seen = set(visit)
-    while visit:
-        for child in forest.node(visit.pop()).children():
-            pointers[child] = pointers.get(child, 0) + 1
-            if child not in seen:
-                seen.add(child)
-                visit.append(child)
+    """Nodes whose stored count plus what is queued differs from the pointers there are: {node: (is, should be)}.
+
+    Nodes that no tree reaches any more still count for their children until the queue has freed them.
+    """
     queued: dict[int, int] = {}
     for change in forest.queue:
         for node_id in change.nodes:
             queued[node_id] = queued.get(node_id, 0) + change.delta
-    wrong = {}
-    for node_id, should in pointers.items():
-        has = forest.counts.get(node_id) or forest._source.read_references(node_id)
-        if has + queued.get(node_id, 0) != should:
-            wrong[node_id] = (has + queued.get(node_id, 0), should)
-    return wrong
+    pointers = dict.fromkeys(queued, 0)
+    for tree in forest.trees.values():
+        if tree.root:
+            pointers[tree.root] = pointers.get(tree.root, 0) + 1
+    visit = list(pointers)
+    while visit:
+        for child in forest.node(visit.pop()).children():
+            if child not in pointers:
+                pointers[child] = 0
+                visit.append(child)
+            pointers[child] += 1
+    expected = {node_id: forest.stored_count(node_id) + queued.get(node_id, 0) for node_id in pointers}
+    return {node_id: (expected[node_id], should) for node_id, should in pointers.items() if expected[node_id] != should}

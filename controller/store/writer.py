@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 from controller.store.interface import Batch, Committed, Store, StoreClosed, StoreError, StoreFull, StoreState
@@ -196,7 +197,7 @@ class _Worker(threading.Thread):
         self._fail = fail
         self._term = 0
         self._fold_wanted = False
-        self._fold_pause = False
+        self._fold_not_before = 0.0
         self._backlog = 0
 
     def run(self) -> None:
@@ -247,11 +248,12 @@ class _Worker(threading.Thread):
             return self._take_group(inbox), calls, inbox.closing
 
     def _patience(self) -> float | None:
-        if self._fold_pause:
-            return self._limits.fold_retry_s
-        if self._fold_wanted:
-            return 0
-        return self._limits.idle_s if self._backlog else None
+        if not (self._fold_wanted or self._backlog):
+            return None
+        pause = self._fold_not_before - monotonic()
+        if pause > 0:
+            return pause
+        return 0 if self._fold_wanted else self._limits.idle_s
 
     def _take_group(self, inbox: _Inbox) -> list[_Waiting]:
         group: list[_Waiting] = []
@@ -297,22 +299,21 @@ class _Worker(threading.Thread):
         limits = self._limits
         if busy and backlog < limits.backlog_high:
             self._fold_wanted = self._fold_wanted or backlog >= limits.backlog_low
-            self._fold_pause = False
             return
-        if not (self._fold_wanted or backlog):
+        paused = backlog < limits.backlog_max and monotonic() < self._fold_not_before
+        if paused or not (self._fold_wanted or backlog):
             return
         try:
             self._fold_wanted = store.fold(limits.fold_records)
             while busy and self._fold_wanted and store.backlog() >= limits.backlog_max:
                 self._fold_wanted = store.fold(limits.fold_records)
-            self._fold_pause = False
+            self._fold_not_before = 0.0
             self._backlog = store.backlog()
         except StoreFull as error:
-            if not self._fold_pause:
-                _LOG.error("the store cannot fold its log: %s", error)
+            _LOG.error("the store cannot fold its log: %s", error)
             if backlog >= limits.backlog_max:
                 raise
-            self._fold_pause = True
+            self._fold_not_before = monotonic() + limits.fold_retry_s
 
 
 def _resolve(group: list[_Waiting], committed: Committed) -> None:

@@ -158,7 +158,7 @@ def identifier_list(ids: Iterable[int], after: int) -> bytes:
     return Struct(f"<{len(chosen)}I").pack(*chosen).ljust(IDENTIFY_BYTES, b"\0")
 
 
-def parse_identifier_list(data: bytes | memoryview) -> list[int]:
+def parse_identifier_list(data: bytes | bytearray | memoryview) -> list[int]:
     """Ids up to the first zero."""
     ids = list(Struct("<1024I").unpack_from(data))
     return ids[: ids.index(0)] if 0 in ids else ids
@@ -172,7 +172,7 @@ def descriptors(eui64: bytes, nguid: bytes, uuid: bytes) -> bytes:
     return b"".join(parts).ljust(IDENTIFY_BYTES, b"\0")
 
 
-def parse_descriptors(data: bytes | memoryview) -> dict[int, bytes]:
+def parse_descriptors(data: bytes | bytearray | memoryview) -> dict[int, bytes]:
     """Identifiers by type. Stops at the first empty or truncated one."""
     found: dict[int, bytes] = {}
     at = 0
@@ -231,13 +231,13 @@ def discovery_log(generation: int, entries: Sequence[DiscoveryEntry], admin_queu
     return b"".join(parts)
 
 
-def parse_discovery_header(data: bytes | memoryview) -> tuple[int, int]:
+def parse_discovery_header(data: bytes | bytearray | memoryview) -> tuple[int, int]:
     """(generation, number of records)."""
     fields = DISCOVERY_HEADER.parse(data)
     return int(fields["genctr"]), int(fields["numrec"])
 
 
-def parse_discovery_entry(data: bytes | memoryview) -> DiscoveryEntry:
+def parse_discovery_entry(data: bytes | bytearray | memoryview) -> DiscoveryEntry:
     """One 1024-byte record; unknown transports and families are given as numbers."""
     fields = DISCOVERY_ENTRY.parse(data)
     families = {number: name for name, number in ADDRESS_FAMILIES.items()}

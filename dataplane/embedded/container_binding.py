@@ -1,0 +1,202 @@
+"""BIND_SLOT and UNBIND_SLOT: a bdev becomes a container, once its label says so (design: containers are who they say).
+
+INITIALIZE writes the label, and refuses a bdev that holds something: another container's label, or bytes in its first
+or last segment. FORCE writes over it. Binding is serialised per slot; a slot whose bdev was lost may be bound again to
+the same container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from channel.messages import Attached, BindSlot
+from channel.values import AttachFlags
+from dataplane.embedded.bdev import Bdev, BdevError, BdevEvent, BdevLayer, transfer
+from dataplane.embedded.plane_host import Container, PlaneHost
+from mapping.label import LABEL_BYTES, Label, LabelError, decode
+from mapping.rules import Operation
+from mapping.status import Status
+
+CLAIM: Final = "read_many_write_one"
+_CHUNK: Final = 1 << 20
+_SEGMENT_SIZE_MIN: Final = 4096
+_SEGMENT_SIZE_MAX: Final = 1 << 30
+
+
+class BindFailed(Exception):
+    """Why a slot was not bound."""
+
+    def __init__(self, status: Status, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class ContainerBinder:
+    """Binds slots of one plane to bdevs of one layer."""
+
+    def __init__(self, layer: BdevLayer, host: PlaneHost) -> None:
+        self._layer = layer
+        self._host = host
+        self._binding: set[int] = set()
+
+    async def bind(self, request: BindSlot) -> Attached:
+        """The answer to BIND_SLOT."""
+        if request.slot in self._binding:
+            return Attached(Status.BUSY, f"slot {request.slot} is being bound")
+        self._binding.add(request.slot)
+        try:
+            container = await self._bind(request)
+        except BindFailed as failure:
+            return Attached(failure.status, str(failure))
+        except BdevError as error:
+            return Attached(Status.NOT_FOUND, f"bdev {request.bdev_name}: {error}")
+        finally:
+            self._binding.discard(request.slot)
+        assert container.bdev is not None
+        return Attached(
+            Status.OK,
+            "",
+            container.label.segment_count,
+            container.bdev.block_size,
+            container.bdev.volatile_cache,
+        )
+
+    async def _bind(self, request: BindSlot) -> Container:
+        known = self._host.containers.get(request.slot)
+        if known is not None and known.label.container != request.container:
+            raise BindFailed(Status.EXISTS, f"slot {request.slot} is bound to another container")
+        bdev = self._layer.get(request.bdev_name)
+        if bdev is None:
+            raise BindFailed(Status.NOT_FOUND, f"there is no bdev {request.bdev_name}")
+        if known is not None and known.bdev is bdev:
+            _verify(known.label, _wanted(request, bdev))
+            return known
+        if known is not None and known.bdev is not None:
+            raise BindFailed(Status.EXISTS, f"slot {request.slot} is bound to bdev {known.bdev.name}")
+        return await self._open(request, bdev, known)
+
+    async def _open(self, request: BindSlot, bdev: Bdev, known: Container | None) -> Container:
+        owner = object()
+        try:
+            self._layer.claim(bdev, owner, CLAIM)
+        except BdevError:
+            raise BindFailed(Status.BUSY, f"bdev {bdev.name} is claimed already") from None
+        container = known
+        lost = False
+
+        def on_event(event: BdevEvent) -> None:
+            nonlocal lost
+            if event is BdevEvent.REMOVE:
+                lost = True
+                if container is not None and container.bdev is bdev:
+                    container.lost()
+
+        close = self._opened(bdev, owner, on_event)
+        try:
+            label = await self._label(request, bdev)
+            if lost:
+                raise BindFailed(Status.NOT_FOUND, f"bdev {bdev.name} was removed meanwhile")
+            status = self._host.plane.bind_slot(request.slot, request.container)
+            if status is not Status.OK:
+                raise BindFailed(status, f"slot {request.slot} is bound to another container")
+        except BaseException:
+            close()
+            raise
+        if container is None:
+            container = self._host.containers[request.slot] = Container(request.slot, label, bdev, close)
+        else:
+            container.label, container.bdev, container.close = label, bdev, close
+            container.losses_before -= bdev.losses
+        return container
+
+    def _opened(self, bdev: Bdev, owner: object, on_event: Callable[[BdevEvent], None]) -> Callable[[], None]:
+        try:
+            close_bdev = bdev.open(on_event)
+        except BdevError:
+            self._layer.release(bdev, owner)
+            raise
+
+        def close() -> None:
+            self._layer.release(bdev, owner)
+            close_bdev()
+
+        return close
+
+    async def _label(self, request: BindSlot, bdev: Bdev) -> Label:
+        """The label that the bdev has in the end. Raises BindFailed."""
+        wanted = _wanted(request, bdev)
+        why = ""
+        data = await _read(bdev, 0, LABEL_BYTES)
+        try:
+            found: Label | None = decode(bytes(data))
+        except LabelError as error:
+            found, why = None, str(error)
+        if not request.flags & AttachFlags.INITIALIZE:
+            if found is None:
+                raise BindFailed(Status.LABEL_MISMATCH, why)
+            _verify(found, wanted)
+            return found
+        if not request.flags & AttachFlags.FORCE:
+            await _refuse_foreign(bdev, wanted, found)
+        await _write_label(bdev, wanted)
+        return wanted
+
+    def unbind(self, slot: int) -> tuple[Status, str]:
+        """The answer to UNBIND_SLOT."""
+        if slot in self._binding:
+            return Status.BUSY, f"slot {slot} is being bound"
+        status = self._host.plane.unbind_slot(slot)
+        if status is not Status.OK:
+            return status, f"slot {slot} is " + ("in use" if status is Status.BUSY else "not bound")
+        container = self._host.containers.pop(slot)
+        container.lost()
+        return Status.OK, ""
+
+
+def _wanted(request: BindSlot, bdev: Bdev) -> Label:
+    """The label that the request describes; a segment count of 0 means: as many as there are."""
+    size = request.segment_size
+    if not _SEGMENT_SIZE_MIN <= size <= _SEGMENT_SIZE_MAX or size % bdev.block_size:
+        raise BindFailed(Status.BAD_MESSAGE, f"segments of {size} bytes on blocks of {bdev.block_size}")
+    whole = bdev.size // size
+    count = request.segment_count or whole
+    if not 2 <= count <= whole:
+        raise BindFailed(Status.OUT_OF_RANGE, f"bdev {bdev.name} has {whole} segments, {count} wanted, at least 2")
+    return Label(request.cluster, request.container, request.generation, size, count)
+
+
+def _verify(found: Label, wanted: Label) -> None:
+    try:
+        wanted.verify(found)
+    except LabelError as error:
+        raise BindFailed(Status.LABEL_MISMATCH, str(error)) from None
+
+
+async def _read(bdev: Bdev, offset: int, length: int) -> bytes:
+    status, data = await transfer(bdev, Operation.READ, offset, length)
+    if status is not Status.OK:
+        raise BindFailed(Status.IO_ERROR, f"reading bdev {bdev.name} at {offset}: {status.name}")
+    return bytes(data)
+
+
+async def _refuse_foreign(bdev: Bdev, wanted: Label, found: Label | None) -> None:
+    """Raise BindFailed if the bdev holds what is not this container's."""
+    if found is not None:
+        if (found.cluster, found.container) == (wanted.cluster, wanted.container):
+            return
+        raise BindFailed(Status.FOREIGN_DATA, f"bdev {bdev.name} is container {found.container.hex()}")
+    for segment in (0, wanted.segment_count - 1):
+        start = segment * wanted.segment_size
+        for offset in range(start, start + wanted.segment_size, _CHUNK):
+            data = await _read(bdev, offset, min(_CHUNK, start + wanted.segment_size - offset))
+            if data.count(0) != len(data):
+                raise BindFailed(Status.FOREIGN_DATA, f"bdev {bdev.name} holds data in segment {segment}")
+
+
+async def _write_label(bdev: Bdev, label: Label) -> None:
+    status, _ = await transfer(bdev, Operation.WRITE, 0, LABEL_BYTES, label.encode())
+    if status is Status.OK and bdev.supports(Operation.FLUSH):
+        status, _ = await transfer(bdev, Operation.FLUSH)
+    if status is not Status.OK:
+        raise BindFailed(Status.IO_ERROR, f"writing the label of bdev {bdev.name}: {status.name}")

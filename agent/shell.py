@@ -19,9 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from transport.connection import ConnectFailed
-from transport.tls import TlsContext
-
 from agent.config import AgentConfig
 from agent.core import Agent
 from agent.core import effects as e
@@ -45,10 +42,13 @@ from channel.messages import DataPlaneHello, Welcome
 from channel.session import LimitReached, Session, SessionStateError
 from mapping.status import Status
 from transport import tcp, unix
+from transport.connection import ConnectFailed
+from transport.tls import TlsContext
 
 CONTROLLER_IDENTITY: Final = "segmap:controller"
 JITTER: Final = (0.5, 1.5)
 DATA_PLANE_CONNECT_S: Final = 2.0
+DATA_PLANE_HELLO_S: Final = 5.0
 _log = logging.getLogger("segmap.agent")
 
 
@@ -75,7 +75,7 @@ class AgentShell:
         self._port = Reservation(config.listen_host, config.listen_port or state.port, self._chance)
         self.listener = Listener("TCP", config.listen_host, str(self._port.port))
         self.core = Agent(config, self.listener)
-        self._target = TargetHandle(config, self._port.port, lambda why: self._step(e.TargetExited(why)))
+        self._target = TargetHandle(config, self._port.port, lambda why: self._tell(e.TargetExited(why)))
         self._calls: TargetCalls | None = None
         self._controller: Link | None = None
         self._data_plane: Link | None = None
@@ -113,7 +113,7 @@ class AgentShell:
     async def run(self) -> None:
         """Until `stop`. Raises AgentFailed when there is nothing more to try."""
         try:
-            self._step(e.Started())
+            self._tell(e.Started())
             await self._stopping.wait()
         finally:
             await self._end()
@@ -316,8 +316,13 @@ class AgentShell:
         except ConnectFailed as error:
             self._tell(e.DataPlaneDown(str(error)))
             return
-        self._data_plane = Link(connection, Session(Role.DAEMON), self._from_data_plane, self._settle)
-        self._data_plane.start()
+        link = Link(connection, Session(Role.DAEMON), self._from_data_plane, self._settle)
+        self._data_plane = link
+        link.start()
+        await asyncio.sleep(DATA_PLANE_HELLO_S)
+        if self._data_plane is link and not link.session.version:
+            self._lose_data_plane("it says nothing")
+            self._settle()
 
     def _from_data_plane(self, event: ChannelEvent) -> None:
         if isinstance(event, RequestReceived | NoticeReceived | ResponseReceived):

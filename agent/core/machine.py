@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from agent.config import AgentConfig
 from agent.core import effects as e
-from agent.core.calls import CallUnknown, ListControllers, Listener
+from agent.core.calls import CallFailed, CallUnknown, ListControllers, Listener
 from agent.core.commands import RELAYED_DOWN, RELAYED_UP, Context, exporter_command, mapper_command
 from agent.core.effects import Effect, Event
 from agent.core.exports import Built, build
@@ -432,7 +432,7 @@ class Agent:
     def _look_at_containers(self) -> Procedure:
         try:
             usable: dict[str, bool] = yield ListControllers()
-        except CallUnknown:
+        except CallFailed:
             self._watch.looked(self._now)
             return []
         return [

@@ -28,7 +28,7 @@ CACHED_NODES_MAX: Final = 2048
 """Clean nodes kept from one round to the next."""
 APPLY_RECORDS: Final = 512
 """Records applied before the dirty nodes are counted again."""
-RECORDS_PER_LEAF: Final = 128
+RECORDS_PER_LEAF: Final = 256
 """What writing one leaf costs, in records."""
 
 

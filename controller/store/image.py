@@ -87,10 +87,12 @@ class MapImage:
         """One entry; its location becomes MAPPED."""
         try:
             self._owned[vdisk][segment >> CHUNK_SHIFT][segment & _MASK] = entry
-        except KeyError:
+            if entry & _STATE_BITS == MAPPED:
+                self.segments[entry >> 4 & 0xFFF][entry >> 16] = _MAPPED_STATE
+        except (KeyError, IndexError):
             self.writable_chunk(vdisk, segment >> CHUNK_SHIFT)[segment & _MASK] = entry
-        if entry & _STATE_BITS == MAPPED:
-            self._mark_mapped(entry)
+            if entry & _STATE_BITS == MAPPED:
+                self._mark_mapped(entry)
 
     def _mark_mapped(self, entry: int) -> None:
         try:

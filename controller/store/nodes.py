@@ -1,7 +1,7 @@
 """How a tree node is stored: an encoding, a checksum, a body.
 
-Bodies are stored as they are, or deflated where most of a body is one value (sparse tables, fresh containers). The
-checksum covers the stored bytes, because the file format itself does not check what a page holds.
+Bodies are stored as they are, or deflated where nearly all of a body is one value (sparse tables, fresh containers).
+The checksum covers the stored bytes, because the file format itself does not check what a page holds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Final
 from controller.store.tree import FANOUT, LEAF_BYTES, Node, TreeKind
 from mapping.entry import ZERO_ENTRY
 
-_ZERO_BYTES: Final = ZERO_ENTRY.to_bytes(8, "little")
-_FILL_THRESHOLD: Final = LEAF_BYTES // 16
+_EMPTY: Final = {TreeKind.ENTRIES: ZERO_ENTRY.to_bytes(8, "little"), TreeKind.REFERENCES: bytes(8)}
+_EMPTY_ENOUGH: Final = LEAF_BYTES // 8 * 15 // 16
+"""Deflating a fuller leaf costs more time than the bytes are worth."""
 
 
 class NodeDamaged(ValueError):
@@ -44,9 +45,9 @@ class StoredNode:
 
 
 def _worth_deflating(node: Node, data: bytes) -> bool:
-    if node.level == 0 and node.kind == TreeKind.STATES:
+    if node.level or node.kind is TreeKind.STATES:
         return True
-    return data.count(_ZERO_BYTES) + data.count(data[:8]) + data.count(bytes(8)) >= _FILL_THRESHOLD
+    return data.count(_EMPTY[node.kind]) >= _EMPTY_ENOUGH or data == data[:8] * len(node.body)
 
 
 def encode_node(node: Node) -> StoredNode:

@@ -47,6 +47,8 @@ class TreeKind(IntEnum):
 
 
 TreeKey = tuple[TreeKind, int]
+_ENTRIES: Final = TreeKind.ENTRIES
+_STATES: Final = TreeKind.STATES
 
 
 @dataclass(slots=True, eq=False)
@@ -193,18 +195,18 @@ class Forest:
     def set_entry(self, vdisk: int, segment: int, entry: int) -> None:
         """One entry; its location becomes MAPPED."""
         try:
-            leaf = self.trees[TreeKind.ENTRIES, vdisk].leaves[segment >> 12]
+            leaf = self.trees[_ENTRIES, vdisk].leaves[segment >> 12]
         except KeyError:
-            leaf = self._leaf((TreeKind.ENTRIES, vdisk), segment >> 12)
+            leaf = self._leaf((_ENTRIES, vdisk), segment >> 12)
         leaf.body[segment & 4095] = entry
         if entry & _STATE_BITS == MAPPED:
             self._mark_mapped(entry)
 
     def _mark_mapped(self, entry: int) -> None:
         try:
-            leaf = self.trees[TreeKind.STATES, entry >> 4 & 0xFFF].leaves[entry >> _STATES_SHIFT]
+            leaf = self.trees[_STATES, entry >> 4 & 0xFFF].leaves[entry >> _STATES_SHIFT]
         except KeyError:
-            leaf = self._leaf((TreeKind.STATES, entry >> 4 & 0xFFF), entry >> _STATES_SHIFT)
+            leaf = self._leaf((_STATES, entry >> 4 & 0xFFF), entry >> _STATES_SHIFT)
         leaf.body[entry >> 16 & _STATES_MASK] = _MAPPED_STATE
 
     def put_entries(self, vdisk: int, start: int, entries: array[int]) -> None:

@@ -48,10 +48,8 @@ class CommitterLimits:
     group_bytes_max: int = 8 << 20
     fold_records: int = 2048
     """Records per slice of folding."""
-    backlog_low: int = 1 << 12
-    """Below this many unfolded records, folding waits for `idle_s` of quiet."""
     backlog_high: int = 1 << 18
-    """From here on a slice runs after every commit."""
+    """Fewer unfolded records wait for `idle_s` without commits; from here on a slice runs after every commit."""
     backlog_max: int = 1 << 20
     """From here on commits wait for folding."""
     idle_s: float = 0.2
@@ -198,6 +196,7 @@ class _Worker(threading.Thread):
         self._term = 0
         self._fold_wanted = False
         self._fold_not_before = 0.0
+        self._full_until = 0.0
         self._backlog = 0
 
     def run(self) -> None:
@@ -250,10 +249,7 @@ class _Worker(threading.Thread):
     def _patience(self) -> float | None:
         if not (self._fold_wanted or self._backlog):
             return None
-        pause = self._fold_not_before - monotonic()
-        if pause > 0:
-            return pause
-        return 0 if self._fold_wanted else self._limits.idle_s
+        return max(0.0, self._fold_not_before - monotonic())
 
     def _take_group(self, inbox: _Inbox) -> list[_Waiting]:
         group: list[_Waiting] = []
@@ -269,6 +265,7 @@ class _Worker(threading.Thread):
 
     def _commit(self, store: Store, group: list[_Waiting]) -> None:
         committed = store.commit([waiting.batch for waiting in group], self._term)
+        self._fold_not_before = max(self._fold_not_before, monotonic() + self._limits.idle_s)
         self._loop.call_soon_threadsafe(_resolve, group, committed)
 
     def _give_up(self, error: BaseException, group: list[_Waiting]) -> None:
@@ -295,25 +292,25 @@ class _Worker(threading.Thread):
     # -- folding -------------------------------------------------------------------------------------------------
 
     def _fold(self, store: Store, busy: bool) -> None:
-        backlog = self._backlog = store.backlog()
+        """A slice, if it is quiet or high time; more, while the log is at its limit."""
         limits = self._limits
-        if busy and backlog < limits.backlog_high:
-            self._fold_wanted = self._fold_wanted or backlog >= limits.backlog_low
+        backlog = self._backlog = store.backlog()
+        high = busy and backlog >= limits.backlog_high
+        quiet = not busy and monotonic() >= self._fold_not_before
+        if not (high or quiet) or not (self._fold_wanted or backlog):
             return
-        paused = backlog < limits.backlog_max and monotonic() < self._fold_not_before
-        if paused or not (self._fold_wanted or backlog):
+        if backlog < limits.backlog_max and monotonic() < self._full_until:
             return
         try:
             self._fold_wanted = store.fold(limits.fold_records)
-            while busy and self._fold_wanted and store.backlog() >= limits.backlog_max:
+            while self._fold_wanted and store.backlog() >= limits.backlog_max:
                 self._fold_wanted = store.fold(limits.fold_records)
-            self._fold_not_before = 0.0
             self._backlog = store.backlog()
         except StoreFull as error:
             _LOG.error("the store cannot fold its log: %s", error)
             if backlog >= limits.backlog_max:
                 raise
-            self._fold_not_before = monotonic() + limits.fold_retry_s
+            self._full_until = self._fold_not_before = monotonic() + limits.fold_retry_s
 
 
 def _resolve(group: list[_Waiting], committed: Committed) -> None:

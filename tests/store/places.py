@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
+import apsw
+
 from controller.store.image import MapImage
 from controller.store.interface import Store
 from controller.store.memory import MemoryDisk, MemoryStore
@@ -15,6 +17,25 @@ from controller.store.sqlite import SqliteStore
 from mapping.entry import ZERO_ENTRY
 
 CLUSTER = UUID(int=7)
+QUICK = "segmap-quick"
+
+
+class QuickVFS(apsw.VFS):
+    """The default VFS without waiting for the disk: for tests in which no power fails."""
+
+    def __init__(self) -> None:
+        super().__init__(QUICK, "")
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+        return QuickFile("", name, flags)
+
+
+class QuickFile(apsw.VFSFile):
+    def xSync(self, flags: int) -> None:
+        pass
+
+
+_QUICK = QuickVFS()
 
 
 class Place(Protocol):
@@ -54,7 +75,7 @@ class SqlitePlace:
         return self.directory / "store.db"
 
     def open(self) -> SqliteStore:
-        store = SqliteStore.open(self.path, cluster=CLUSTER, lock_wait_ms=0)
+        store = SqliteStore.open(self.path, cluster=CLUSTER, lock_wait_ms=0, vfs=QUICK)
         self.stores.append(store)
         return store
 

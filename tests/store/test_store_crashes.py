@@ -17,7 +17,7 @@ from controller.store.interface import Batch
 from controller.store.records import RecordBuilder
 from controller.store.sqlite import SqliteStore
 from mapping.entry import pack
-from tests.store.places import CLUSTER, contents
+from tests.store.places import CLUSTER, QUICK, contents
 from tests.store.unsafe_disk import RecordingVFS, Remains
 
 VFS = "segmap-recording"
@@ -55,7 +55,7 @@ def recording() -> Iterator[RecordingVFS]:
 
 def committed_after(directory: Path) -> int:
     """Open what is left, check that it is one of the states that were committed, and say which."""
-    store = SqliteStore.open(directory / "store.db", cluster=CLUSTER)
+    store = SqliteStore.open(directory / "store.db", cluster=CLUSTER, vfs=QUICK)
     try:
         state = store.load()
         numbers = state.objects.get("n", {})

@@ -23,7 +23,7 @@ from controller.store.records import RecordBuilder
 from controller.store.schema import APPLICATION_ID, STEPS, migrate
 from controller.store.sqlite import SqliteStore
 from mapping.entry import pack
-from tests.store.places import CLUSTER, SqlitePlace, contents, fold_all
+from tests.store.places import CLUSTER, QUICK, SqlitePlace, contents, fold_all
 
 
 def many_faults(number: int, count: int = 500) -> Batch:
@@ -38,7 +38,7 @@ def raw(path: Path) -> apsw.Connection:
 
 
 def closed_store(path: Path) -> None:
-    store = SqliteStore.open(path, cluster=CLUSTER)
+    store = SqliteStore.open(path, cluster=CLUSTER, vfs=QUICK)
     term = store.new_term()
     for number in range(10):
         store.commit([many_faults(number)], term)
@@ -163,7 +163,7 @@ class TestDamage:
         path = tmp_path / "store.db"
         closed_store(path)
         good = path.read_bytes()
-        store = SqliteStore.open(path)
+        store = SqliteStore.open(path, vfs=QUICK)
         expected = contents(store.load().image)
         store.close()
         rng = random.Random(5)
@@ -172,7 +172,7 @@ class TestDamage:
             at = rng.randrange(len(good) // 512) * 512
             path.write_bytes(good[:at] + rng.randbytes(512) + good[at + 512 :])
             try:
-                damaged = SqliteStore.open(path)
+                damaged = SqliteStore.open(path, vfs=QUICK)
             except StoreCorrupt:
                 noticed += 1
                 continue
@@ -190,13 +190,13 @@ class TestDamage:
         closed_store(path)
         os.truncate(path, int(path.stat().st_size * length) // 100 * 100)
         with pytest.raises(StoreCorrupt):
-            SqliteStore.open(path).load()
+            SqliteStore.open(path, vfs=QUICK).load()
 
     def test_no_database_at_all_is_noticed(self, tmp_path: Path) -> None:
         path = tmp_path / "store.db"
         path.write_bytes(b"this is no store" * 1000)
         with pytest.raises(StoreCorrupt):
-            SqliteStore.open(path)
+            SqliteStore.open(path, vfs=QUICK)
 
     @pytest.mark.parametrize(
         "damage",
@@ -216,7 +216,7 @@ class TestDamage:
         connection.execute(damage)
         connection.close()
         with pytest.raises(StoreCorrupt) as raised:
-            SqliteStore.open(path).load()
+            SqliteStore.open(path, vfs=QUICK).load()
         assert "restore the newest backup" in str(raised.value)
 
 
@@ -232,7 +232,7 @@ class TestSpace:
 
     def test_full_means_nothing_changed_and_nothing_lost(self, tmp_path: Path) -> None:
         path = tmp_path / "store.db"
-        store = SqliteStore.open(path, cluster=CLUSTER, page_count_max=200)
+        store = SqliteStore.open(path, cluster=CLUSTER, page_count_max=200, vfs=QUICK)
         term = store.new_term()
         count = self.fill(store, term)
         before = store.load()
@@ -244,7 +244,7 @@ class TestSpace:
             fold_all(store)
         assert contents(store.load().image) == contents(before.image)
         store.close()
-        larger = SqliteStore.open(path, page_count_max=20_000)
+        larger = SqliteStore.open(path, page_count_max=20_000, vfs=QUICK)
         assert contents(larger.load().image) == contents(before.image)
         assert larger.commit([many_faults(count)], larger.new_term()).sequence == count + 1
         fold_all(larger)
@@ -252,7 +252,7 @@ class TestSpace:
         larger.close()
 
     def test_folding_goes_on_where_it_was_when_there_is_space_again(self, tmp_path: Path) -> None:
-        store = SqliteStore.open(tmp_path / "store.db", cluster=CLUSTER, page_count_max=200)
+        store = SqliteStore.open(tmp_path / "store.db", cluster=CLUSTER, page_count_max=200, vfs=QUICK)
         self.fill(store, store.new_term())
         before = contents(store.load().image)
         for _ in range(3):
@@ -315,7 +315,7 @@ def test_a_failed_flush_breaks_the_store_until_it_is_reopened(sqlite_place: Sqli
 def test_the_write_ahead_log_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.store.medium.CHECKPOINT_PAGES", 100)
     path = tmp_path / "store.db"
-    store = SqliteStore.open(path)
+    store = SqliteStore.open(path, vfs=QUICK)
     term = store.new_term()
     for number in range(20):
         store.commit([many_faults(number, 1500)], term)

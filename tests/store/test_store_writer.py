@@ -258,7 +258,7 @@ def test_a_backlog_of_an_earlier_life_is_folded(disk: MemoryDisk) -> None:
 
 def test_under_load_it_folds_only_when_the_log_is_long(disk: MemoryDisk) -> None:
     async def work(high: int) -> None:
-        committer = committer_on(disk, backlog_low=1, backlog_high=high, idle_s=PATIENCE_S, group_batches_max=1)
+        committer = committer_on(disk, backlog_high=high, idle_s=PATIENCE_S, group_batches_max=1)
         await committer.start()
         GatedStore.gate.clear()
         futures = [committer.submit(batch(100 * high + number)) for number in range(20)]

@@ -67,7 +67,6 @@ class RecordingFile(apsw.VFSFile):
 
     def xSync(self, flags: int) -> None:
         self._record.append(Sync(self._file))
-        super().xSync(flags)
 
 
 class Remains:

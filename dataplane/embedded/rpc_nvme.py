@@ -74,6 +74,13 @@ async def bdev_nvme_attach_controller(target: Target, parameters: Parameters) ->
     if not parameters["max_bdevs"]:
         raise BdevError(errno.EINVAL, "max_bdevs cannot be zero")
     adrfam = _check_path(parameters)
+    _check_reconnection(parameters)
+    if not _patience_is_sound(
+        parameters["ctrlr_loss_timeout_sec"],
+        parameters["reconnect_delay_sec"],
+        parameters["fast_io_fail_timeout_sec"],
+    ):
+        raise BdevError(errno.EINVAL)
     if any(parameters[name] is not None for name in ("psk", "dhchap_key", "dhchap_ctrlr_key")):
         raise BdevError(errno.ENOKEY)
     if not 1 <= parameters["num_io_queues"] <= _IO_QUEUES_MAX:
@@ -81,7 +88,7 @@ async def bdev_nvme_attach_controller(target: Target, parameters: Parameters) ->
     if parameters["trtype"].upper() != "TCP":
         raise BdevError(errno.ENODEV)
     if not parameters["subnqn"] or not (parameters["trsvcid"] or "").isdecimal():
-        raise BdevError(errno.EINVAL)
+        raise BdevError(errno.EIO)
     names = (
         "name",
         "traddr",
@@ -101,6 +108,15 @@ async def bdev_nvme_attach_controller(target: Target, parameters: Parameters) ->
     return await target.controllers.attach(AttachParameters(**wanted))
 
 
+def _patience_is_sound(loss_s: int, delay_s: int, fail_s: int) -> bool:
+    """SPDK's rules for the three times: no loss timeout, no other; else delay <= fail <= loss (-1: for ever)."""
+    if loss_s == 0:
+        return delay_s == 0 and fail_s == 0
+    if loss_s < -1 or delay_s == 0 or (fail_s and fail_s < delay_s):
+        return False
+    return loss_s == -1 or max(delay_s, fail_s) <= loss_s
+
+
 def _check_path(parameters: Parameters) -> str:
     """Raise BdevError(EINVAL) for what SPDK calls unparsable or too long; the address family."""
     for name, limit in _LENGTHS.items():
@@ -111,6 +127,23 @@ def _check_path(parameters: Parameters) -> str:
     if adrfam is not None and adrfam.lower() not in _ADRFAM:
         raise BdevError(errno.EINVAL, f"Failed to parse adrfam: {adrfam}")
     return _ADRFAM[(adrfam or "ipv4").lower()]
+
+
+def _check_reconnection(parameters: Parameters) -> None:
+    """Raise BdevError(EINVAL) for times that contradict each other.
+
+    Without a loss timeout nothing is tried again, so the other two are 0; with one, a delay there must be, and
+    delay <= fast failure (if any) <= loss timeout (-1: never lost).
+    """
+    loss, delay = parameters["ctrlr_loss_timeout_sec"], parameters["reconnect_delay_sec"]
+    fast = parameters["fast_io_fail_timeout_sec"]
+    if loss == 0:
+        good = delay == 0 and fast == 0
+    else:
+        end = float("inf") if loss == -1 else loss
+        good = 0 < delay <= end and (fast == 0 or delay <= fast <= end)
+    if not good:
+        raise BdevError(errno.EINVAL)
 
 
 @TABLE.method(

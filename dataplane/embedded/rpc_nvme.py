@@ -74,7 +74,6 @@ async def bdev_nvme_attach_controller(target: Target, parameters: Parameters) ->
     if not parameters["max_bdevs"]:
         raise BdevError(errno.EINVAL, "max_bdevs cannot be zero")
     adrfam = _check_path(parameters)
-    _check_reconnection(parameters)
     if not _patience_is_sound(
         parameters["ctrlr_loss_timeout_sec"],
         parameters["reconnect_delay_sec"],
@@ -127,23 +126,6 @@ def _check_path(parameters: Parameters) -> str:
     if adrfam is not None and adrfam.lower() not in _ADRFAM:
         raise BdevError(errno.EINVAL, f"Failed to parse adrfam: {adrfam}")
     return _ADRFAM[(adrfam or "ipv4").lower()]
-
-
-def _check_reconnection(parameters: Parameters) -> None:
-    """Raise BdevError(EINVAL) for times that contradict each other.
-
-    Without a loss timeout nothing is tried again, so the other two are 0; with one, a delay there must be, and
-    delay <= fast failure (if any) <= loss timeout (-1: never lost).
-    """
-    loss, delay = parameters["ctrlr_loss_timeout_sec"], parameters["reconnect_delay_sec"]
-    fast = parameters["fast_io_fail_timeout_sec"]
-    if loss == 0:
-        good = delay == 0 and fast == 0
-    else:
-        end = float("inf") if loss == -1 else loss
-        good = 0 < delay <= end and (fast == 0 or delay <= fast <= end)
-    if not good:
-        raise BdevError(errno.EINVAL)
 
 
 @TABLE.method(

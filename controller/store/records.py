@@ -72,6 +72,7 @@ _SEGMENT_RUN: Final = int(RecordKind.SEGMENT_RUN)
 _REQUEST: Final = int(RecordKind.REQUEST)
 _ENTRY_ARRAY: Final = int(RecordKind.ENTRY_ARRAY)
 _LONG_KINDS: Final = {_ENTRY_RUN, _ENTRY_ARRAY}
+_ARRAY_FIRST: Final = bytes([_ENTRY_ARRAY])
 _PLAIN_KINDS: Final = {_SET_ENTRY, _REQUEST}
 
 
@@ -176,7 +177,7 @@ def validate(records: bytes) -> None:
     if len(records) % RECORD_BYTES:
         raise RecordError(len(records) // RECORD_BYTES * RECORD_BYTES, "ends in the middle of a record")
     words = array("Q", records)
-    heads = set(words[0::3])
+    heads = set(words[0::3]) if records[:1] != _ARRAY_FIRST else {0}
     if all(head & 0xFFFFFFFF in _PLAIN_KINDS for head in heads) and max(words[2::3], default=0) < _VALUE_CHECKED:
         return
     apply(records, _Checker())
@@ -200,7 +201,9 @@ class _Checker:
         self._location(entry)
 
     def put_entries(self, vdisk: int, start: int, entries: array[int]) -> None:
-        self._location(max(entries))
+        packed = entries.tobytes()
+        if any(packed[6::8]) or any(packed[7::8]):
+            raise RecordError(0, f"an entry from {start} on names a container segment beyond {CONTAINER_SEGMENTS_MAX}")
 
     def fill_segments(self, slot: int, start: int, count: int, state: int) -> None:
         self._run(slot, start, count)

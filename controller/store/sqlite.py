@@ -10,6 +10,7 @@ been reopened and read back.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,6 @@ from controller.store.interface import (
     AuditEntry,
     Batch,
     Committed,
-    JsonValue,
     StaleTerm,
     StoreClosed,
     StoreCorrupt,
@@ -53,6 +53,7 @@ from controller.store.replay import Replay
 from controller.store.schema import migrate
 from controller.store.tree import read_image
 
+_LOG: Final = logging.getLogger("segmap.store")
 LOCK_WAIT_MS: Final = 1000
 """How long to wait for a controller that is just ending."""
 QUICK_CHECK_BYTES_MAX: Final = 256 << 20
@@ -246,17 +247,13 @@ class SqliteStore:
             rows = connection.execute(query, (after, limit))
             return [(number, decode_audit(number, EncodedAudit(*row))) for number, *row in rows]
 
-    def objects(self, kind: str) -> dict[str, JsonValue]:
-        """The stored objects of one kind."""
-        with self._guard() as connection:
-            rows = connection.execute("SELECT key, value FROM objects WHERE kind = ?", (kind,))
-            return {key: unseal(value, f"object {kind} {key}") for key, value in rows}
-
     def close(self) -> None:
-        """Idempotent; never raises for what could not be copied back: the log has it."""
+        """Idempotent; never raises for what could not be copied back: the log has it. A broken store copies nothing."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.set_wal_hook(None)
+            if self._broken is not None:
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             connection.close(True)
 
 
@@ -288,6 +285,7 @@ def _connect(path: Path, page_count_max: int | None, lock_wait_ms: int, vfs: str
             connection.pragma("max_page_count", page_count_max)
         connection.execute("BEGIN IMMEDIATE; COMMIT")
         _check(connection, path)
+        _settle_log(connection)
         migrate(connection)
         return connection
     except BaseException as error:
@@ -298,6 +296,18 @@ def _connect(path: Path, page_count_max: int | None, lock_wait_ms: int, vfs: str
         if isinstance(error, apsw.Error):
             raise _translate(error) from error
         raise
+
+
+def _settle_log(connection: apsw.Connection) -> None:
+    """Copy what the write-ahead log holds into the file, and flush that.
+
+    After a failed flush the log may read well from memory and yet not be on the disk; a second flush would not write
+    it. Copied into the file it is written, and flushed, afresh.
+    """
+    try:
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    except apsw.FullError as error:
+        _LOG.error("the store's write-ahead log cannot be copied back: %s", error)
 
 
 def _create(path: Path) -> None:

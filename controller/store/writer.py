@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from controller.store.interface import Batch, Committed, Store, StoreClosed, StoreError, StoreFull, StoreState
+from controller.store.records import RECORD_BYTES
 
 _LOG: Final = logging.getLogger("segmap.store")
 _Result = TypeVar("_Result")
@@ -49,7 +50,8 @@ class CommitterLimits:
     fold_records: int = 2048
     """Records per slice of folding."""
     backlog_high: int = 1 << 18
-    """Fewer unfolded records wait for `idle_s` without commits; from here on a slice runs after every commit."""
+    """Fewer unfolded records wait for `idle_s` without commits; from here on each commit is followed by a slice, a large
+    one by as many slices as it has records."""
     backlog_max: int = 1 << 20
     """From here on commits wait for folding."""
     idle_s: float = 0.2
@@ -197,6 +199,7 @@ class _Worker(threading.Thread):
         self._fold_wanted = False
         self._fold_not_before = 0.0
         self._full_until = 0.0
+        self._group_records = 0
         self._backlog = 0
 
     def run(self) -> None:
@@ -264,6 +267,7 @@ class _Worker(threading.Thread):
         return group
 
     def _commit(self, store: Store, group: list[_Waiting]) -> None:
+        self._group_records = sum(len(waiting.batch.records) for waiting in group) // RECORD_BYTES
         committed = store.commit([waiting.batch for waiting in group], self._term)
         self._fold_not_before = max(self._fold_not_before, monotonic() + self._limits.idle_s)
         self._loop.call_soon_threadsafe(_resolve, group, committed)
@@ -292,7 +296,7 @@ class _Worker(threading.Thread):
     # -- folding -------------------------------------------------------------------------------------------------
 
     def _fold(self, store: Store, busy: bool) -> None:
-        """A slice, if it is quiet or high time; more, while the log is at its limit."""
+        """A slice, if it is quiet or high time; more after a large group, and while the log is at its limit."""
         limits = self._limits
         backlog = self._backlog = store.backlog()
         high = busy and backlog >= limits.backlog_high
@@ -302,9 +306,11 @@ class _Worker(threading.Thread):
         if backlog < limits.backlog_max and monotonic() < self._full_until:
             return
         try:
+            slices = 1 + self._group_records // limits.fold_records if high else 1
             self._fold_wanted = store.fold(limits.fold_records)
-            while self._fold_wanted and store.backlog() >= limits.backlog_max:
+            while self._fold_wanted and (slices > 1 or store.backlog() >= limits.backlog_max):
                 self._fold_wanted = store.fold(limits.fold_records)
+                slices -= 1
             self._backlog = store.backlog()
         except StoreFull as error:
             _LOG.error("the store cannot fold its log: %s", error)

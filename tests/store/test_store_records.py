@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 
-from controller.store.image import MapImage
+from controller.store.image import MapImage, consecutive
 from controller.store.records import (
     ARRAY_ENTRIES_MAX,
     CONTAINER_SEGMENTS_MAX,
@@ -195,3 +195,21 @@ def test_shared_chunks_are_copied_before_a_change() -> None:
     image.fill_entries(1, 0, 3 * 4096, ERROR_ENTRY)
     image.set_entry(1, 4096, ZERO_ENTRY)
     assert image.entry(1, 0) == image.entry(1, 8192) == ERROR_ENTRY and image.entry(1, 4096) == ZERO_ENTRY
+
+
+@pytest.mark.parametrize("count", [1, 2, 4095, 4096, 4097, 8192, 10_000])
+def test_runs_of_neighbouring_locations_are_recognised(count: int) -> None:
+    run = array("Q", [pack(5, 77 + index, NO_WRITE) for index in range(count)])
+    assert consecutive(run)
+    for index in {0, count // 2, count - 1}:
+        if count > 1:
+            changed = run[:]
+            changed[index] += 1 << 16
+            assert not consecutive(changed)
+    assert not consecutive(array("Q", [ZERO_ENTRY]) * count)
+
+
+def test_a_run_up_to_the_last_number_is_recognised() -> None:
+    first = (1 << 64) - (4096 << 16) | 1
+    assert consecutive(array("Q", range(first, 1 << 64, 1 << 16)))
+    assert not consecutive(array("Q", [*range(first, (1 << 64) - (1 << 16), 1 << 16), 1]))

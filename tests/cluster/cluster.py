@@ -18,13 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from dataplane.embedded.nvme_host import NvmeTcpHost
-
 from agent.config import AgentConfig, ContainerConfig
 from agent.main import stop_target
 from cli.client import Client, UnreachableError
 from controller.api.errors import ApiError
 from controller.config import ControllerConfig
+from dataplane.embedded.nvme_host import NvmeTcpHost
 from transport import pki
 
 TOP = Path(__file__).resolve().parents[2]
@@ -248,11 +247,11 @@ async def pause(seconds: float) -> None:
 
 
 @asynccontextmanager
-async def cluster(directory: Path, **settings: Any) -> AsyncIterator[Cluster]:
-    """One container host with a file and a memory container, mapping agents a and b."""
-    containers = (
-        ContainerConfig("c0", "aio", directory / "c0.img", 96 * MIB),
-        ContainerConfig("c1", "malloc", size_bytes=64 * MIB),
-    )
-    async with Cluster(directory, {"x": containers}, ("a", "b"), **settings) as made:
+async def cluster(directory: Path, containers_in_memory: bool = True, **settings: Any) -> AsyncIterator[Cluster]:
+    """One container host with a file container, and one in memory unless told otherwise; mapping agents a and b."""
+    file = ContainerConfig("c0", "aio", directory / "c0.img", 96 * MIB)
+    other = ContainerConfig("c1", "aio", directory / "c1.img", 64 * MIB)
+    if containers_in_memory:
+        other = ContainerConfig("c1", "malloc", size_bytes=64 * MIB)
+    async with Cluster(directory, {"x": (file, other)}, ("a", "b"), **settings) as made:
         yield made

@@ -77,7 +77,7 @@ def spdk(installed: Installation, port: int) -> Iterator[None]:
             wait_for(rpc)
             with RpcClient(rpc, timeout_s=20) as client:
                 client.run(framework.wait_init())
-                client.run(bdev.malloc_create("bare", 512, (SEGMENTS + 1) * MIB // 512))
+                client.run(bdev.malloc_create("bare", 512, 64 * MIB // 512))
                 _prepare(client, port, {BARE: "bare"})
                 yield
 

@@ -9,8 +9,9 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from channel.messages import Admit, BindSlot, Header, LeaseGrant, SetEntries, TableSlots
+from channel.messages import Admit, BindSlot, LeaseGrant, SetEntries, TableSlots
 from channel.session import ResponseReceived, Role, Session, SessionOpened
+from channel.values import Header
 from mapping.status import Status
 
 SECOND = 1_000_000_000

@@ -90,7 +90,7 @@ def tgt_iops() -> float:
         with running(command, Path(place) / "log"):
             wait_for(Path(f"/run/tgtd/socket.{control}"))
             tell = [admin, "-C", control, "--lld", "iscsi", "--op"]
-            output_of([*tell, "new", "--mode", "target", "--tid", "1", "-T", IQN])
+            until_works([*tell, "new", "--mode", "target", "--tid", "1", "-T", IQN])
             output_of([*tell, "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", str(disk)])
             output_of([*tell, "bind", "--mode", "target", "--tid", "1", "-I", "ALL"])
             url = f"iscsi://127.0.0.1:{port}/{IQN}/1"
@@ -114,3 +114,17 @@ def wait_for(path: Path, seconds: float = 5.0) -> None:
             return
         time.sleep(0.05)
     raise Skip(f"{path.name} did not appear")
+
+
+def until_works(command: list[str], seconds: float = 5.0) -> None:
+    """Run it until it succeeds: its server may not listen yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            output_of(command)
+        except Skip:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return

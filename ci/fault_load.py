@@ -148,7 +148,7 @@ class Faulter(Agent):
         finished = asyncio.get_running_loop().create_future()
         self._run = run = Run(latencies=[] if depth == 1 else None)
         self._wanted = faults
-        self._done = lambda: finished.done() or finished.set_result(None)
+        self._done = lambda: None if finished.done() else finished.set_result(None)
         run.began = perf_counter()
         self._send(depth)
         self.flush()

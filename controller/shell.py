@@ -48,8 +48,7 @@ from controller.store.sqlite import SqliteStore
 from controller.store.writer import CommitterFull, GroupCommitter
 from mapping.status import Status
 from transport import tcp
-from transport.connection import Connection
-from transport.stream import Listener
+from transport.connection import Connection, Listener
 from transport.tls import TlsContext
 
 _log: Final = logging.getLogger("segmap.controller")

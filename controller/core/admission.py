@@ -108,9 +108,11 @@ class Admission:
         elif same:
             self._turn_away(agent, Status.STALE_INCARNATION, f"incarnation {agent.incarnation} has been fenced")
         elif agent.standing is Standing.ALIVE:
+            agent.replaced = True
             self._restarted_exports(agent, hello, now_ns)
             self._cluster.fencing.fence(agent, "a new data plane has started", now_ns)
         elif agent.standing is Standing.FENCING:
+            agent.replaced = True
             self._restarted_exports(agent, hello, now_ns)
             self._cluster.fencing.proceed(agent, now_ns)
         else:
@@ -149,7 +151,7 @@ class Admission:
         }
 
         def admitted(now_ns: int) -> None:
-            agent.admitting = False
+            agent.admitting = agent.replaced = False
             agent.roles, agent.instance, agent.incarnation = hello.roles, hello.instance, incarnation
             agent.standing, agent.epoch = Standing.ALIVE, hello.header.epoch
             agent.detail = ""

@@ -204,6 +204,7 @@ class Agent:
         self.session = 0
         self.admitted = False
         self.admitting = False
+        self.replaced = False
         self.hello: Hello | None = None
         self.epoch = 0
         self.granted = False

@@ -23,7 +23,7 @@ from controller.core.truth import VDisk, location_runs, runs_of
 from controller.store.records import SegmentState
 from mapping.entry import MAPPED, NO_WRITE, ZERO, ZERO_ENTRY, has_location
 from mapping.plane import FAIL_REQUEST, REPLACE
-from mapping.rules import FaultKind
+from mapping.rules import FaultKind, Operation
 from mapping.status import Status
 
 Fault = Sequence[int]
@@ -32,6 +32,8 @@ WRITE: Final = int(FaultKind.WRITE)
 RECLAIM: Final = int(FaultKind.RECLAIM)
 EXCLUSIVE: Final = int(FaultKind.EXCLUSIVE)
 NO_TABLE: Final = int(FaultKind.NO_TABLE)
+_RECLAIMING: Final = (int(Operation.UNMAP), int(Operation.WRITE_ZEROES))
+RECLAIM_PATIENCE_NS: Final = 50_000_000
 _ANSWERABLE: Final = (TableState.CREATED, TableState.CREATING)
 
 
@@ -457,27 +459,50 @@ class _Slower:
         cluster.changes.invalidate(group.change, others, now_ns, settled, least)
 
     def _reclaim(self, group: Group, now_ns: int) -> None:
-        """All agents INVALID (blocking), commit ZERO and the freed locations, answer (design: free last)."""
-        cluster, vdisk = self._cluster, group.change.vdisk
+        """Others INVALID (blocking), then the faulting table; commit ZERO and what that frees; answer (free last).
 
-        def unreachable(now_ns: int) -> None:
-            freed = location_runs(array("Q", [vdisk.entry(segment) for segment in group.segments]))
-            for start, count in runs_of(group.segments):
-                cluster.journal.records.entry_run(vdisk.number, start, count, ZERO_ENTRY)
-            for slot, start, count in freed:
-                cluster.journal.records.segment_run(slot, start, count, SegmentState.FREE)
-            cluster.journal.then(lambda now: self._reclaimed(group, freed, now))
+        A host may have given up meanwhile, and its next write must not be erased. So the faulting table comes last,
+        when nobody else can write any more: the I/O that it still has parked faults again on INVALID, before the
+        answer. Without that fault nothing is reclaimed.
+        """
+        others = [table for table in group.change.vdisk.sharing if table is not group.table]
+        invalidate = self._cluster.changes.invalidate
 
-        cluster.changes.invalidate(group.change, vdisk.sharing, now_ns, unreachable, NOTHING)
+        def unwritable(now_ns: int) -> None:
+            invalidate(group.change, [group.table], now_ns, lambda now: self._commit_zero(group, now), NOTHING)
 
-    def _reclaimed(self, group: Group, freed: list[tuple[int, int, int]], now_ns: int) -> None:
-        cluster, vdisk = self._cluster, group.change.vdisk
-        for start, count in runs_of(group.segments):
-            cluster.image.fill_entries(vdisk.number, start, count, ZERO_ENTRY)
-        cluster.zeroing.freed(freed, now_ns)
-        group.entries = [ZERO_ENTRY] * len(group.segments)
-        self._faults.answer_group(group)
-        if not group.void:
-            for segment in group.segments:
-                group.table.holdings.raise_to_current(segment, 1)
-        cluster.changes.finish(group.change, now_ns)
+        invalidate(group.change, others, now_ns, unwritable, NOTHING)
+
+    def _still_wanted(self, group: Group) -> list[int]:
+        """The group's segments that a parked unmap or zeroing of the whole segment has faulted for again."""
+        vdisk = group.change.vdisk
+        blocks = vdisk.segment_size // vdisk.block_size
+        again = {
+            item.fault[2]
+            for item in group.change.waiting
+            if item.table is group.table and item.fault[4] in _RECLAIMING and item.fault[8] == blocks
+        }
+        return [] if group.void else [segment for segment in group.segments if segment in again]
+
+    def _commit_zero(self, group: Group, now_ns: int, patient: bool = True) -> None:
+        cluster, vdisk, segments = self._cluster, group.change.vdisk, self._still_wanted(group)
+        if patient and len(segments) < len(group.segments) and not group.void:
+            # A data plane may send the answer a little before the faults that it has gathered.
+            cluster.timers.at(now_ns + RECLAIM_PATIENCE_NS, lambda now: self._commit_zero(group, now, False))
+            return
+        if not segments:
+            cluster.changes.finish(group.change, now_ns)
+            return
+        freed = location_runs(array("Q", [vdisk.entry(segment) for segment in segments]))
+        for start, count in runs_of(segments):
+            cluster.journal.records.entry_run(vdisk.number, start, count, ZERO_ENTRY)
+        for slot, start, count in freed:
+            cluster.journal.records.segment_run(slot, start, count, SegmentState.FREE)
+
+        def reclaimed(now_ns: int) -> None:
+            for start, count in runs_of(segments):
+                cluster.image.fill_entries(vdisk.number, start, count, ZERO_ENTRY)
+            cluster.zeroing.freed(freed, now_ns)
+            cluster.changes.finish(group.change, now_ns)
+
+        cluster.journal.then(reclaimed)

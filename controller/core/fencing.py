@@ -2,7 +2,9 @@
 
 A lease only stops new I/O. What a lost incarnation could still write is touched again only after each exporter has
 confirmed that none of its queue pairs is left; an unreachable exporter, or NOT_FENCED, means *not fenced*, and we keep
-trying. FENCING and FENCED are persisted, so a restarted controller neither re-admits nor forgets.
+trying. Denied at its containers, a data plane still answers reads of ZERO entries by itself, so its lease has to have
+expired, too, unless its daemon has started another instead. FENCING and FENCED are persisted, so a restarted controller
+neither re-admits nor forgets.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class Fencing:
         self._waiting: dict[int, list[Callable[[int], None]]] = {}
         self._denying: set[str] = set()
         self._watched: set[int] = set()
+        self._expiring: set[int] = set()
         self._answers: dict[str, str] = {}
 
     # --- when --------------------------------------------------------------------------------------------------------
@@ -102,9 +105,19 @@ class Fencing:
                 continue
             if allow.key not in self._denying:
                 self._deny(agent, allow, now_ns)
-        if not allows:
+        if allows:
+            return
+        if now_ns < agent.lease_until_ns and not agent.replaced:
+            if agent.number not in self._expiring:
+                self._expiring.add(agent.number)
+                self._cluster.timers.at(agent.lease_until_ns, lambda now: self._expired(agent, now))
+        else:
             self._cluster.journal.put("agent", str(agent.number), {**agent.record(), "standing": Standing.FENCED.value})
             self._cluster.journal.then(lambda now: self._over(agent, now))
+
+    def _expired(self, agent: Agent, now_ns: int) -> None:
+        self._expiring.discard(agent.number)
+        self.proceed(agent, now_ns)
 
     def _deny(self, agent: Agent, allow: Allow, now_ns: int) -> None:
         cluster = self._cluster
@@ -143,6 +156,8 @@ class Fencing:
             exporter = self._cluster.agents[allow.exporter]
             why = self._answers.get(allow.key) or ("asked" if exporter.admitted else "not connected")
             texts.append(f"exporter {exporter.name} to confirm deny-host for {allow.subnqn}: {why}")
+        if agent.number in self._expiring:
+            texts.append(f"the lease of agent {agent.name} to expire, or its daemon to start a new data plane")
         return texts
 
     def _over(self, agent: Agent, now_ns: int) -> None:

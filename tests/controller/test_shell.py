@@ -1,4 +1,4 @@
-"""The controller's shell with real sockets, TLS and SQLite: agents are admitted, faults are durable, a restart goes on."""
+"""The controller's shell with real sockets, TLS and SQLite: admission, durable faults, restarts, refusals."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Hosts:
             self._next(vdisk)
 
     def _next(self, vdisk: int) -> None:
-        self.timeline.later(self.timeline.random.randrange(4 * MS), lambda: self._begin(vdisk))
+        self.timeline.later(self.timeline.random.randrange(25 * MS), lambda: self._begin(vdisk))
 
     def register(self, vdisk: int, segment: int, block: int) -> Register:
         key = (vdisk, segment, block)
@@ -150,7 +150,8 @@ class Hosts:
         numbers = [register.newest for register in registers]
 
         def done(status: Status, value: object) -> None:
-            self._written(registers, numbers, status)
+            unknown = Status.CANCELLED if status is Status.TIMEOUT else status
+            self._written(registers, numbers, unknown)
             self._next(vdisk)
 
         def settled() -> None:

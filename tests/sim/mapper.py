@@ -367,14 +367,19 @@ class SimMapper:
             elif isinstance(effect, fx.SendFault):
                 faults.append(record(effect.fault))
             elif isinstance(effect, fx.BarrierReached):
+                self._say_faults(faults)
                 session, attempt, life = self.barriers.pop(effect.token)
                 if session == self.session and life == self.life:
                     self._respond(attempt, m.Done(effect.status, ""))
             elif isinstance(effect, fx.EpochBegan) and self.admitted:
                 self.timeline.note(f"{self.name} epoch {effect.epoch}")
                 self._to_controller(m.Epoch(), Header(self.term, self.plane.incarnation, effect.epoch))
+        self._say_faults(faults)
+
+    def _say_faults(self, faults: list[FaultRecord]) -> None:
         if faults and self.admitted:
-            self._to_controller(m.MapFault(faults))
+            self._to_controller(m.MapFault(list(faults)))
+        faults.clear()
 
     def _finish(self, io: HostIO, status: Status, value: Any) -> None:
         self.ios.pop(id(io), None)

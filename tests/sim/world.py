@@ -284,7 +284,6 @@ class World:
     # --- names -------------------------------------------------------------------------------------------------------
 
     def _agent_number(self, name: str) -> int:
-        assert self.store is not None or self.core is not None
         core = self.core
         if core is not None and name in core.cluster.agents_by_name:
             self._numbers[name] = core.cluster.agents_by_name[name].number
@@ -294,8 +293,7 @@ class World:
         return vdisk << 32 | self._agent_number(mapper.name)
 
     def vdisk_number(self, subnqn: str) -> int:
-        assert self.core is not None
-        for vdisk in self.core.cluster.vdisks.values():
+        for vdisk in self.core.cluster.vdisks.values() if self.core is not None else ():
             if vdisk.subnqn == subnqn:
                 self._vdisks[subnqn] = vdisk.number
         return self._vdisks.get(subnqn, 0)
@@ -321,6 +319,50 @@ class World:
         if not met:
             raise self.timeline.violated(f"{operation} was never answered")
         return self.results.pop(token)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def segment_size(self) -> int:
+        return SEGMENT_SIZE
+
+    def unsettled(self) -> list[str]:
+        """What is still under way."""
+        core = self.core
+        if core is None:
+            return ["the controller is down"]
+        found = [f"{mapper.name} has I/O" for mapper in self.mappers.values() if mapper.ios]
+        found += [f"{mapper.name} is not admitted" for mapper in self.mappers.values() if not mapper.admitted]
+        for vdisk in core.cluster.vdisks.values():
+            found += [f"{vdisk.name} segment {segment} is changing" for segment in vdisk.changing]
+        found += ["commits" for _ in self.commits]
+        return found
+
+    def quiet(self) -> bool:
+        return not self.unsettled()
+
+    def audit(self) -> None:
+        """The whole truth, compared: the core's, the checker's, and what the store would load."""
+        assert self.core is not None and self.store is not None
+        image, committed, stored = self.core.cluster.image, self.checks.committed, self.store.load().image
+        owned: dict[tuple[int, int], tuple[int, int]] = {}
+        for vdisk in self.core.cluster.vdisks.values():
+            mine = image.entries(vdisk.number, 0, vdisk.segment_count)
+            for other in (committed, stored):
+                if other.entries(vdisk.number, 0, vdisk.segment_count) != mine:
+                    raise self.timeline.violated(f"the tables of {vdisk.name} differ")
+            for segment, entry in enumerate(mine):
+                if entry & 13 == 1:
+                    owned[entry >> 4 & 4095, entry >> 16] = (vdisk.number, segment)
+        for container in self.core.cluster.containers.values():
+            states = image.segments[container.slot]
+            if bytes(stored.segments[container.slot]) != bytes(states)[: len(stored.segments[container.slot])]:
+                raise self.timeline.violated(f"the segment states of {container.name} differ from the store's")
+            for segment, state in enumerate(states):
+                if (state == 2) != ((container.slot, segment) in owned):
+                    raise self.timeline.violated(f"{container.name} segment {segment} has state {state}: leaked")
+        if owned != self.checks.committed.owner:
+            raise self.timeline.violated("locations and owners differ")
 
     def run(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> bool:
         return self.timeline.run_until(self.timeline.now_ns + int(seconds * SECOND), enough)

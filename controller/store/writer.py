@@ -50,8 +50,8 @@ class CommitterLimits:
     fold_records: int = 2048
     """Records per slice of folding."""
     backlog_high: int = 1 << 18
-    """Fewer unfolded records wait for `idle_s` without commits; from here on each commit is followed by a slice, a large
-    one by as many slices as it has records."""
+    """Fewer unfolded records wait for `idle_s` without commits. From here on each commit is followed by a slice, a
+    large one by as many slices as it has records."""
     backlog_max: int = 1 << 20
     """From here on commits wait for folding."""
     idle_s: float = 0.2

@@ -23,7 +23,7 @@ from agent.main import stop_target
 from cli.client import Client, UnreachableError
 from controller.api.errors import ApiError
 from controller.config import ControllerConfig
-from dataplane.embedded.nvme_host import NvmeTcpHost
+from dataplane.embedded.nvme_host import NvmeTcpHost, ReconnectPolicy
 from transport import pki
 
 TOP = Path(__file__).resolve().parents[2]
@@ -84,6 +84,7 @@ class Cluster:
         exporters: dict[str, tuple[ContainerConfig, ...]],
         mappers: tuple[str, ...],
         lifetime: str = "host",
+        exporter_settings: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -93,6 +94,7 @@ class Cluster:
         self.exporters = exporters
         self.names = {**dict.fromkeys(exporters, "exporter"), **dict.fromkeys(mappers, "mapper")}
         self._lifetime = lifetime
+        self._exporter_settings = exporter_settings or {}
         self.agents: dict[str, Daemon] = {}
         self._hosts: list[NvmeTcpHost] = []
 
@@ -121,10 +123,10 @@ class Cluster:
             files.certificate,
             files.key,
             runtime,
-            target_lifetime=self._lifetime,
             containers=self.exporters.get(name, ()),
             reconnect_max_s=0.5,
             ready_file=runtime / "ready",
+            **{"target_lifetime": self._lifetime, **(self._exporter_settings if name in self.exporters else {})},
         )
         return Daemon(name, config, self.directory / f"{name}.log")
 
@@ -225,6 +227,7 @@ class Cluster:
             )
 
         where = await self.until(presented)
+        options = {"reconnect": ReconnectPolicy(0.05, 0.2), **options}
         host = await NvmeTcpHost.connect(where["traddr"], where["trsvcid"], where["subnqn"], **options)
         self._hosts.append(host)
         return host

@@ -23,7 +23,7 @@ test-long: venv  ## the long tests: more seeds, more rounds
 
 bench: venv  ## measure, print a table and write build/bench.json (BENCH_ARGS="mapping store")
 	@mkdir -p build
-	@$(VENV)/python ci/bench.py --json build/bench.json $(BENCH_ARGS)
+	@$(VENV)/python -m ci.bench --json build/bench.json $(BENCH_ARGS)
 
 lint: venv  ## ruff, strict mypy, the tidy rules, and that generated docs are current
 	@$(VENV)/ruff check .

@@ -8,7 +8,7 @@ to judge.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import platform
@@ -23,12 +23,7 @@ HERE = Path(__file__).parent
 
 
 def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"ci.{path.stem}")
 
 
 def _verdict(value: float, goal: tuple[str, float] | None) -> tuple[str, bool]:
@@ -57,7 +52,6 @@ def main() -> int:
     unknown = set(arguments.names) - paths.keys()
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(paths)}")
-    sys.path.insert(0, str(HERE))
     console = Console()
     figures: dict[str, object] = {"machine": _machine()}
     missed = 0
@@ -88,5 +82,5 @@ class Skip(Exception):
 
 
 if __name__ == "__main__":
-    sys.modules["bench"] = sys.modules["__main__"]
+    sys.modules["ci.bench"] = sys.modules["__main__"]
     sys.exit(main())

@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from bench import Skip
-from plane_driver import PlaneDriver
-from rivals import LOAD_CORE, SECONDS, TARGET_CORE, nbdkit_iops, output_of, pinned, running, tgt_iops, wait_for
-
+from ci.bench import Skip
+from ci.plane_driver import PlaneDriver
+from ci.rivals import LOAD_CORE, SECONDS, TARGET_CORE, nbdkit_iops, output_of, pinned, running, tgt_iops, wait_for
 from mapping.entry import pack
 from spdk_rpc.client import RpcClient
 from spdk_rpc.commands import embedded_command, spdk_command

@@ -9,8 +9,10 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+from channel.events import ResponseReceived, SessionOpened
+from channel.handshake import Role
 from channel.messages import Admit, BindSlot, LeaseGrant, SetEntries, TableSlots
-from channel.session import ResponseReceived, Role, Session, SessionOpened
+from channel.session import Session
 from channel.values import Header
 from mapping.status import Status
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import Skip
+from ci.bench import Skip
 
 TARGET_CORE = 0
 LOAD_CORE = 1

@@ -15,6 +15,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from enum import Enum
+from mmap import mmap
 from typing import Any, ClassVar, Final
 
 from mapping.rules import Operation, is_write
@@ -131,29 +132,76 @@ def _ended_twice(io: BdevIo) -> None:
     raise AssertionError(f"{io!r} ended twice")
 
 
-class IoStat:
-    """Counters for bdev_get_iostat."""
+class DirectCount:
+    """Counters of I/O that goes past a bdev's methods; shared by the two bdevs that it belongs to."""
 
-    __slots__ = ("bytes_read", "bytes_unmapped", "bytes_written", "failed", "reads", "unmaps", "writes")
+    __slots__ = ("bytes_read", "bytes_written", "reads", "writes")
+
+    def __init__(self) -> None:
+        self.bytes_read = self.reads = self.bytes_written = self.writes = 0
+
+
+class IoStat:
+    """Counters for bdev_get_iostat. `direct`: more of them, kept elsewhere."""
+
+    __slots__ = (
+        "_since",
+        "bytes_read",
+        "bytes_unmapped",
+        "bytes_written",
+        "direct",
+        "failed",
+        "reads",
+        "unmaps",
+        "writes",
+    )
 
     def __init__(self) -> None:
         self.bytes_read = self.reads = self.bytes_written = self.writes = 0
         self.bytes_unmapped = self.unmaps = self.failed = 0
+        self.direct: list[DirectCount] = []
+        self._since = Counter[str]()
+
+    def _all(self) -> Counter[str]:
+        names = ("bytes_read", "reads", "bytes_written", "writes", "bytes_unmapped", "unmaps")
+        totals = Counter({name: getattr(self, name) for name in names})
+        for count in self.direct:
+            for name in names[:4]:
+                totals[name] += getattr(count, name)
+        return totals
+
+    def settle(self, count: DirectCount) -> None:
+        """This count will not grow any more: keep what it says, and forget it."""
+        self.direct.remove(count)
+        self.bytes_read += count.bytes_read
+        self.reads += count.reads
+        self.bytes_written += count.bytes_written
+        self.writes += count.writes
+
+    def totals(self) -> Counter[str]:
+        """Everything since the last reset."""
+        totals = self._all()
+        totals.subtract(self._since)
+        return totals
 
     def reset(self, errors_only: bool = False) -> None:
         """Count from 0 again."""
         self.failed = 0
         if not errors_only:
-            self.bytes_read = self.reads = self.bytes_written = self.writes = self.bytes_unmapped = self.unmaps = 0
+            self._since = self._all()
 
 
 class Bdev:
-    """Base of all. `losses` counts the times that unflushed writes may have been lost here."""
+    """Base of all. `losses` counts the times that unflushed writes may have been lost here.
+
+    `direct`: the memory that is the whole device, if it is one; whoever uses it counts in a DirectCount.
+    """
 
     product_name: ClassVar[str] = ""
     operations: ClassVar[frozenset[Operation]] = frozenset({Operation.READ, Operation.WRITE})
     extra_io_types: ClassVar[frozenset[str]] = frozenset({"reset"})
     may_lose: ClassVar[bool] = False
+    direct: mmap | None = None
     volatile_cache = False
     read_only = False
     numa_id: int | None = None

@@ -41,7 +41,7 @@ class MallocBdev(Bdev):
         self.physical_block_size = physical_block_size or block_size
         self.optimal_io_boundary = optimal_io_boundary
         try:
-            self._memory = mmap.mmap(-1, self.size, flags=_FLAGS)
+            self._memory = self.direct = mmap.mmap(-1, self.size, flags=_FLAGS)
         except (OSError, OverflowError, ValueError):
             raise BdevError(errno.ENOMEM) from None
 

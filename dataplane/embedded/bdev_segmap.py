@@ -14,8 +14,9 @@ import errno
 import uuid
 from typing import Any, ClassVar, Final
 
-from dataplane.embedded.bdev import Bdev, BdevError, BdevIo, Buffer
+from dataplane.embedded.bdev import Bdev, BdevError, BdevIo, Buffer, DirectCount
 from dataplane.embedded.bdev_null import zeroes
+from dataplane.embedded.direct_path import DirectPath
 from dataplane.embedded.plane_host import Container, PlaneHost
 from mapping.effects import Effect, Part
 from mapping.engine import READ_MASK, WRITE_MASK, Engine, Geometry
@@ -64,6 +65,12 @@ class SegmapBdev(Bdev):
         self.engine: Engine = host.plane.tables[table]
         self.unflushed: dict[Container, int] = {}
         self._segment_size = geometry.segment_size
+        self._path: DirectPath | None = None
+        self._counts: dict[Bdev, DirectCount] = {}
+        if DirectPath.suits(geometry.segment_size):
+            self._path = path = DirectPath(self.engine, self.read_now, self.write_now, host.clock)
+            host.paths.add(path)
+            self.read_now, self.write_now = path.read_now, path.write_now  # type: ignore[method-assign]
         self._translate = self.engine.translate
         self._containers = host.containers
         self._clock = host.clock
@@ -87,6 +94,8 @@ class SegmapBdev(Bdev):
         stat = self.stat
         stat.reads += 1
         stat.bytes_read += length
+        if bdev.direct is not None:
+            self._aim(container, bdev)
         return bdev.read_now(physical * self._segment_size + inside, length)
 
     def write_now(self, offset: int, data: Buffer) -> bool:
@@ -103,12 +112,26 @@ class SegmapBdev(Bdev):
             return False
         if container not in self.unflushed:
             self.touch(container)
+        if bdev.direct is not None:
+            self._aim(container, bdev)
         if not bdev.write_now(physical * self._segment_size + inside, data):
             return False
         stat = self.stat
         stat.writes += 1
         stat.bytes_written += length
         return True
+
+    def _aim(self, container: Container, bdev: Bdev) -> None:
+        """Let the next I/O to this container go straight to its memory."""
+        if self._path is None:
+            return
+        count = self._counts.get(bdev)
+        if count is None:
+            count = self._counts[bdev] = DirectCount()
+            self.stat.direct.append(count)
+            bdev.stat.direct.append(count)
+        writable = container in self.unflushed and not self.read_only and not bdev.read_only
+        self._path.aim(container.slot, bdev, container.label.segment_count, count, writable)
 
     # --- in parts ----------------------------------------------------------------------------------------------------
 
@@ -145,6 +168,8 @@ class SegmapBdev(Bdev):
 
     def flush(self, part: Part) -> None:
         """Flush every container of the table, and every one with unflushed writes, then complete the part."""
+        if self._path is not None:
+            self._path.disarm()
         Flush(self, part, self._flushing).begin()
 
     def abort(self, io: BdevIo) -> None:
@@ -186,6 +211,10 @@ class SegmapBdev(Bdev):
             self._drained = asyncio.get_running_loop().create_future()
             self._check_drained()
             await self._drained
+        if self._path is not None:
+            self.host.paths.discard(self._path)
+        for bdev, count in self._counts.items():
+            bdev.stat.settle(count)
         self.host.run(self.host.plane.drop_table(self.table))
 
     def _drop_parked(self) -> None:

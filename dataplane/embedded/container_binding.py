@@ -104,7 +104,9 @@ class ContainerBinder:
             close()
             raise
         if container is None:
-            container = self._host.containers[request.slot] = Container(request.slot, label, bdev, close)
+            container = self._host.containers[request.slot] = Container(
+                request.slot, label, bdev, close, self._host.disarm
+            )
         else:
             container.label, container.bdev, container.close = label, bdev, close
             container.losses_before -= bdev.losses

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from dataplane.embedded.bdev import Bdev
+from dataplane.embedded.direct_path import DirectPath
 from mapping.effects import BarrierReached, Complete, Effect, EpochBegan, Fault, Forward, Part, ReturnZeroes, SendFault
 from mapping.label import Label
 from mapping.plane import Plane
@@ -57,6 +58,7 @@ class Container:
     label: Label
     bdev: Bdev | None
     close: Callable[[], None]
+    changed: Callable[[], None]
     losses_before: int = 0
 
     @property
@@ -74,6 +76,7 @@ class Container:
         if self.bdev is not None:
             self.losses_before += self.bdev.losses + 1
             self.bdev = None
+            self.changed()
             self.close()
 
 
@@ -90,6 +93,7 @@ class PlaneHost:
         self.plane = Plane(instance or uuid.uuid4().bytes)
         self.containers: dict[int, Container] = {}
         self.link: FaultLink | None = None
+        self.paths: set[DirectPath] = set()
         self._loop = loop
         self._queue: deque[Effect] = deque()
         self._running = False
@@ -168,6 +172,11 @@ class PlaneHost:
         if deadline is not None:
             delay = max((deadline - self.clock()) / 1e9, _TICK_MIN_S)
             self._timer = self._loop.call_later(delay, self.tick)
+
+    def disarm(self) -> None:
+        """A container is no longer what it was: nobody goes straight to its memory."""
+        for path in self.paths:
+            path.disarm()
 
     def close(self) -> None:
         """No more ticks."""

@@ -75,18 +75,18 @@ async def _wait_for(target: Target, name: str, timeout_ms: int) -> list[dict[str
 
 
 def _statistics(bdev: Bdev) -> dict[str, Any]:
-    stat = bdev.stat
+    totals = bdev.stat.totals()
     return {
-        "bytes_read": stat.bytes_read,
-        "num_read_ops": stat.reads,
-        "bytes_written": stat.bytes_written,
-        "num_write_ops": stat.writes,
-        "bytes_unmapped": stat.bytes_unmapped,
-        "num_unmap_ops": stat.unmaps,
+        "bytes_read": totals["bytes_read"],
+        "num_read_ops": totals["reads"],
+        "bytes_written": totals["bytes_written"],
+        "num_write_ops": totals["writes"],
+        "bytes_unmapped": totals["bytes_unmapped"],
+        "num_unmap_ops": totals["unmaps"],
         "bytes_copied": 0,
         "num_copy_ops": 0,
         **dict.fromkeys(_ZERO_STAT, 0),
-        "io_error": {"failed": stat.failed} if stat.failed else {},
+        "io_error": {"failed": bdev.stat.failed} if bdev.stat.failed else {},
     }
 
 

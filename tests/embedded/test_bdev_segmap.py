@@ -509,3 +509,63 @@ async def test_a_table_id_and_a_name_are_used_once() -> None:
         with pytest.raises(BdevError) as caught:
             rig.disk(table=8, slots=(4,))
         assert caught.value.errno == 2
+
+
+@on_loop
+async def test_the_direct_path_counts_at_both_bdevs_and_stops_when_something_changes() -> None:
+    async with Rig() as rig:
+        disk = await rig.ready()
+        await rig.daemon.set(0, [at(1), at(2, flags=NO_WRITE), ZERO_ENTRY, at(64), at(0)])
+        before = rig.fast.stat.totals()["reads"]
+        for _ in range(3):
+            assert disk.write_now(0, b"a" * 512)
+            assert disk.read_now(0, 512) == b"a" * 512
+        assert disk.stat.totals() == disk.stat.totals() | {"reads": 3, "writes": 3, "bytes_read": 1536}
+        assert rig.fast.stat.totals()["reads"] == before + 3
+        assert disk.read_now(SEGMENT, 512) == bytes(512)
+        assert not disk.write_now(SEGMENT, bytes(512))
+        for segment in (2, 3, 4, 5):
+            assert disk.read_now(segment * SEGMENT, 512) is None
+        assert disk.read_now(SEGMENT - 512, 1024) is None
+        await rig.daemon.set(0, [at(9)])
+        assert disk.read_now(0, 512) == bytes(512)
+        await rig.daemon.ask(Suspend())
+        assert disk.read_now(0, 512) is None
+        assert not disk.write_now(0, bytes(512))
+        await rig.daemon.ask(Resume())
+        assert disk.write_now(0, b"b" * 512)
+        rig.now += 10 * 10**9
+        assert disk.read_now(0, 512) is None
+        await rig.layer.unregister(disk)
+        assert rig.fast.stat.direct == []
+        assert rig.host.paths == set()
+
+
+@on_loop
+async def test_writes_by_the_direct_path_after_a_flush_are_unflushed_again() -> None:
+    async with Rig() as rig:
+        disk = await rig.ready()
+        await rig.daemon.set(0, [at(1)])
+        for _ in range(2):
+            assert disk.write_now(0, bytes(512))
+        assert flush(disk).status is Status.OK
+        assert disk.write_now(0, bytes(512))
+        rig.fast.losses += 1
+        assert flush(disk).status is Status.IO_ERROR
+
+
+@on_loop
+async def test_the_direct_path_says_what_the_general_one_says() -> None:
+    dice = random.Random(5)
+    async with Rig() as rig:
+        disk = await rig.ready()
+        straight, general = disk.read_now, type(disk).read_now
+        for _ in range(200):
+            entry = dice.choice([0, ZERO_ENTRY, ERROR_ENTRY, at(dice.randrange(70)), at(3, flags=NO_WRITE)])
+            segment = dice.randrange(16)
+            await rig.daemon.set(segment, [entry])
+            for _ in range(4):
+                offset = dice.randrange(16 * SEGMENT // 512) * 512
+                length = dice.choice((512, 4096, SEGMENT))
+                if offset + length <= disk.size:
+                    assert straight(offset, length) == general(disk, offset, length)

@@ -62,6 +62,7 @@ class CommitterLimits:
 @dataclass(slots=True, eq=False)
 class _Waiting:
     batch: Batch
+    weight: int
     future: asyncio.Future[Committed]
 
 
@@ -89,6 +90,9 @@ class GroupCommitter:
         self._opener = opener
         self._inbox = _Inbox()
         self._worker: _Worker | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._submitted: list[_Waiting] = []
+        self._submitted_bytes = 0
         self._stopped = asyncio.Event()
 
     async def start(self) -> StoreState:
@@ -100,7 +104,8 @@ class GroupCommitter:
         self._inbox = _Inbox()
         started: Future[StoreState] = Future()
         started.set_running_or_notify_cancel()
-        worker = _Worker(self._opener, self._inbox, self.limits, asyncio.get_running_loop(), started, self._fail)
+        self._loop = asyncio.get_running_loop()
+        worker = _Worker(self._opener, self._inbox, self.limits, self._loop, started, self._fail)
         worker.start()
         try:
             state = await asyncio.wrap_future(started)
@@ -112,26 +117,40 @@ class GroupCommitter:
         return state
 
     def submit(self, batch: Batch) -> asyncio.Future[Committed]:
-        """Queue a batch; the future says when it is durable. Raises CommitterFull or CommitterStopped at once."""
-        if self._worker is None or self.failure is not None:
+        """Queue a batch; the future says when it is durable. Raises CommitterFull or CommitterStopped at once.
+
+        What is submitted in one turn of the loop is handed to the worker together, and so forms one group.
+        """
+        if self._worker is None or self._loop is None or self.failure is not None:
             raise CommitterStopped(f"the committer is not running: {self.failure or 'it was closed'}")
-        inbox, limits = self._inbox, self.limits
-        weight = _weight(batch)
-        if len(inbox.batches) >= limits.queue_batches_max or inbox.bytes + weight > limits.queue_bytes_max:
-            raise CommitterFull(f"{len(inbox.batches)} batches of {inbox.bytes} bytes are waiting")
-        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(batch, _weight(batch), self._loop.create_future())
+        queued = len(self._inbox.batches) + len(self._submitted)
+        queued_bytes = self._inbox.bytes + self._submitted_bytes
+        if queued >= self.limits.queue_batches_max or queued_bytes + waiting.weight > self.limits.queue_bytes_max:
+            raise CommitterFull(f"{queued} batches of {queued_bytes} bytes are waiting")
+        if not self._submitted:
+            self._loop.call_soon(self._hand_over)
+        self._submitted.append(waiting)
+        self._submitted_bytes += waiting.weight
+        return waiting.future
+
+    def _hand_over(self) -> None:
+        if not self._submitted:
+            return
+        inbox = self._inbox
         with inbox.changed:
-            inbox.batches.append(_Waiting(batch, future))
-            inbox.bytes += weight
+            inbox.batches.extend(self._submitted)
+            inbox.bytes += self._submitted_bytes
             inbox.changed.notify()
-        return future
+        self._submitted = []
+        self._submitted_bytes = 0
 
     async def commit(self, batch: Batch) -> Committed:
         """Commit a batch; `sequence` of the answer is the batch's own. Raises as `submit`, and what the store raised.
 
         Giving up waiting does not take the batch back.
         """
-        return await asyncio.shield(self.submit(batch))
+        return await self.submit(batch)
 
     async def call(self, action: Callable[[Store], _Result]) -> _Result:
         """Run something short on the store between two groups, in the worker."""
@@ -146,6 +165,8 @@ class GroupCommitter:
         return answer
 
     def _fail(self, error: StoreError) -> None:
+        """In the loop's thread, before the worker refuses what is in the inbox: nothing is queued after this."""
+        self._hand_over()
         self.failure = error
         self._stopped.set()
 
@@ -167,6 +188,7 @@ class GroupCommitter:
         """Commit what is queued, close the store. Idempotent."""
         worker, self._worker = self._worker, None
         if worker is not None:
+            self._hand_over()
             self._inbox_close()
             await self._join(worker)
 
@@ -258,7 +280,7 @@ class _Worker(threading.Thread):
         group: list[_Waiting] = []
         weight = 0
         while inbox.batches and len(group) < self._limits.group_batches_max:
-            next_weight = _weight(inbox.batches[0].batch)
+            next_weight = inbox.batches[0].weight
             if group and weight + next_weight > self._limits.group_bytes_max:
                 break
             weight += next_weight
@@ -278,7 +300,7 @@ class _Worker(threading.Thread):
         self._loop.call_soon_threadsafe(self._refuse, group, failure)
 
     def _refuse(self, group: list[_Waiting], failure: StoreError) -> None:
-        """In the loop's thread: nothing can be queued between the refusal and the mark that refuses later ones."""
+        """In the loop's thread."""
         self._fail(failure)
         inbox = self._inbox
         with inbox.changed:

@@ -302,7 +302,10 @@ def test_a_failed_flush_breaks_the_store_until_it_is_reopened(sqlite_place: Sqli
         with pytest.raises(StoreClosed):
             store.load()
         store.close()
+        log = sqlite_place.path.with_name("store.db-wal")
+        assert log.stat().st_size > 0, "a broken store must not copy its log back"
         again = sqlite_place.open()
+        assert log.stat().st_size == 0, "a reopened store must write what its log holds afresh"
         numbers = set(again.load().objects["number"])
         assert {"1"} <= numbers <= {"1", "2"}
         again.commit([many_faults(2)], again.new_term())

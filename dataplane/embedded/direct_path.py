@@ -33,6 +33,7 @@ class DirectPath:
         "_read_low",
         "_shift",
         "_size",
+        "_table",
         "_top",
         "_write",
         "_write_low",
@@ -46,6 +47,7 @@ class DirectPath:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._engine = engine
+        self._table = engine.table
         self._now = clock
         self._read = read
         self._write = write
@@ -80,7 +82,7 @@ class DirectPath:
         """As Bdev.read_now."""
         inside = offset & self._mask
         if inside + length <= self._size and self._now() < self._engine.open_until_ns:
-            place = self._engine.table.entries[offset >> self._shift] ^ self._read_low
+            place = self._table.entries[offset >> self._shift] ^ self._read_low
             if not place & 0xFFFF and 0 < place < self._top:
                 count = self._count
                 count.reads += 1
@@ -94,7 +96,7 @@ class DirectPath:
         inside = offset & self._mask
         length = len(data)
         if inside + length <= self._size and self._now() < self._engine.open_until_ns:
-            place = self._engine.table.entries[offset >> self._shift] ^ self._write_low
+            place = self._table.entries[offset >> self._shift] ^ self._write_low
             if not place & 0xFFFF and 0 < place < self._top:
                 count = self._count
                 count.writes += 1

@@ -26,7 +26,7 @@ from dataplane.embedded.json_rpc import (
 )
 from dataplane.embedded.json_stream import JsonInvalid, JsonStream
 from dataplane.embedded.rpc_table import MethodTable
-from dataplane.embedded.target import Target
+from dataplane.embedded.target import Target, closed
 from transport import unix
 from transport.connection import Connection, ConnectionLost, Limits, Listener, WriteQueueFull
 
@@ -80,6 +80,7 @@ class RpcServer:
             self._listener.close()
             for peer in list(self._peers):
                 peer.close()
+            await closed(self._listener)
             self._listener = None
         if self._lock >= 0:
             for leftover in (self._path, Path(f"{self._path}.lock")):

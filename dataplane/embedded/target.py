@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Final
 
 from dataplane.embedded import rpc_bdev, rpc_framework, rpc_nvme, rpc_nvmf, rpc_segmap
 from dataplane.embedded.bdev import BdevLayer
@@ -20,6 +22,8 @@ from dataplane.embedded.rpc_table import RUNTIME, STARTUP, merge
 from dataplane.embedded.segment_jobs import SegmentJobs
 from transport import unix
 from transport.connection import Listener
+
+CLOSE_S: Final = 1.0
 
 
 class Target:
@@ -65,19 +69,30 @@ class Target:
         else:
             self.loop.call_soon(os.kill, os.getpid(), number)
 
-    async def listen_dataplane(self, path: str) -> None:
+    async def listen_dataplane(self, path: Path) -> None:
         """Open the data plane's socket."""
         self._dataplane = await unix.listen(path, self.plane_server.accept)
 
     async def close(self) -> None:
         """Front ends first, then the plane, then what is below."""
         await self.nvmf.close()
+        self.plane_server.close()
         if self._dataplane is not None:
             self._dataplane.close()
-        self.plane_server.close()
+            await closed(self._dataplane)
         for bdev in reversed(list(self.layer.bdevs.values())):
             if bdev.name in self.layer.bdevs:
                 await self.layer.unregister(bdev)
         await self.controllers.close()
         self.plane_host.close()
         self.pool.close()
+
+
+async def closed(listener: Listener) -> None:
+    """Wait for the end of a listener's connections; those that take too long are cut off."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await listener.wait_closed()
+    except TimeoutError:
+        listener.close_all()
+        await listener.wait_closed()

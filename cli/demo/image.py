@@ -125,7 +125,7 @@ def check_ext4(path: Path) -> tuple[bool, str]:
     answer = subprocess.run(
         [program, "-fn", str(path)], capture_output=True, text=True, check=False, timeout=TOOL_TIMEOUT_S
     )
-    lines = [line for line in (answer.stdout + answer.stderr).splitlines() if line.strip()]
+    lines = [line for line in (answer.stdout or answer.stderr).splitlines() if line.strip()]
     return answer.returncode == 0, lines[-1] if lines else f"exit status {answer.returncode}"
 
 

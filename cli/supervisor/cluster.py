@@ -12,13 +12,23 @@ import contextlib
 import fcntl
 import functools
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO, Any
 
+from agent.config import UNIX_PATH_BYTES_MAX
 from cli.client import Client, UnreachableError
 from cli.command import CommandError
-from cli.config.daemons import CONTROLLER_NAME, agent_dir, agent_ready_file, controller_port_file, pki_dir
+from cli.config.daemons import (
+    CONTROLLER_NAME,
+    agent_config,
+    agent_dir,
+    agent_ready_file,
+    controller_config,
+    controller_port_file,
+    pki_dir,
+)
 from cli.config.document import Document
 from cli.config.resolve import resolve, resolved_path
 from cli.exit_codes import ExitCode
@@ -31,6 +41,8 @@ CONTROLLER_READY_S = 20.0
 AGENT_READY_S = 40.0
 CONTAINER_READY_S = 60.0
 POLL_S = 0.05
+RETRY_S = 0.5
+NOT_YET = frozenset({"timeout", "unavailable"})
 CONTROLLER = "controller"
 
 
@@ -56,6 +68,7 @@ class Cluster:
         self._take_directory()
         taken: set[int] = set()
         self.document = resolve(self.document, lambda host, preferred: pick(host, taken, preferred))
+        check_configurations(self.document)
         make_certificates(self.document)
         self._make_children()
         await self._start_controller()
@@ -108,12 +121,18 @@ class Cluster:
     async def _add_container(self, container: dict[str, Any]) -> None:
         agent, _, export = container["export"].partition("/")
         await self.until(lambda: self.export_known(agent, export), CONTAINER_READY_S, f"agent {agent}")
-        try:
-            await self.call(
-                "container.add", name=container["name"], agent=agent, export=export, contents=container["contents"]
-            )
-        except ApiError as error:
-            raise CommandError(f"container {container['name']}: {error.message}", hint=error.hint) from None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + CONTAINER_READY_S
+        while True:
+            try:
+                await self.call(
+                    "container.add", name=container["name"], agent=agent, export=export, contents=container["contents"]
+                )
+                return
+            except ApiError as error:
+                if error.code not in NOT_YET or loop.time() > deadline:
+                    raise CommandError(f"container {container['name']}: {error.message}", hint=error.hint) from None
+            await asyncio.sleep(RETRY_S)
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """An API call off the loop."""
@@ -189,6 +208,18 @@ class Cluster:
             rows.append([f"agent {agent['name']}", fact.get("pid"), "", roles])
             rows.append([f"target of {agent['name']}", fact.get("target_pid"), where, f"NVMe/TCP ({agent['target']})"])
         return rows
+
+
+def check_configurations(document: Document) -> None:
+    """What every process would refuse at its start, told now: paths that are too long for sockets, for one."""
+    try:
+        controller_config(document)
+        for agent in document.agents:
+            agent_config(document, agent["name"]).check()
+        if len(os.fsencode(document.api_socket)) > UNIX_PATH_BYTES_MAX:
+            raise ValueError(f"{document.api_socket}: a Unix socket path has at most {UNIX_PATH_BYTES_MAX} bytes")
+    except ValueError as error:
+        raise CommandError(str(error), ExitCode.USAGE, "--runtime-dir names another, shorter place") from None
 
 
 def make_certificates(document: Document) -> None:

@@ -80,7 +80,10 @@ class Connection(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Write what is queued, then end. `on_closed` follows. Nothing is read any more. Again: no effect."""
+        """Write what is queued, then end; received bytes are dropped. Again: no effect.
+
+        `on_closed` follows once the peer has ended too, or did not within `close_timeout_s`.
+        """
 
     @abstractmethod
     def abort(self) -> None:

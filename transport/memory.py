@@ -223,7 +223,8 @@ class _Direction:
         self._finished = False
         self._lost: Exception | None = None
         self._over = False
-        self._armed: object = None
+        self._armed_ns: int | None = None
+        self._armed = 0
         self.queued_bytes = 0
         self.held = False
         self.cut_after_bytes = -1
@@ -252,7 +253,7 @@ class _Direction:
 
     def wake(self) -> None:
         """Look again: something was put, or the receiver reads, or the partition is over."""
-        if self._armed is not None or self._over or self.held:
+        if self._over or self.held:
             return
         now_ns = self._wire.scheduler.now_ns
         if self._lost is not None or (self._finished and not self._pieces):
@@ -261,10 +262,16 @@ class _Direction:
             when_ns = max(now_ns, self._pieces[0][0])
         else:
             return
-        self._armed = self._wire.scheduler.call_at(when_ns, self._due)
+        if self._armed_ns is None or when_ns < self._armed_ns:
+            self._armed_ns = when_ns
+            self._armed += 1
+            number = self._armed
+            self._wire.scheduler.call_at(when_ns, lambda: self._due(number))
 
-    def _due(self) -> None:
-        self._armed = None
+    def _due(self, number: int) -> None:
+        if number != self._armed:
+            return
+        self._armed_ns = None
         if self._over or self.held:
             return
         if self._lost is not None:

@@ -46,6 +46,7 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
         self._closing = False
         self._lost = False
         self._error: Exception | None = None
+        self._held = bytearray()
         self._close_timer: asyncio.TimerHandle | None = None
 
     # --- asyncio's side ----------------------------------------------------------------------------------------------
@@ -64,8 +65,15 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
         return self._read_view
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._on_data is not None and not self._closing:
+        if self._closing:
+            return
+        if self._on_data is not None and self._reading and not self._held:
             self._on_data(self._read_view[:nbytes])
+        else:
+            # uvloop starts reading after connection_made, whatever was asked for in it.
+            self._held += self._read_view[:nbytes]
+            if not self._reading and self._transport is not None:
+                self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         return False
@@ -91,7 +99,17 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
         if self._on_writable is not None and not self._closing:
             self._on_writable(writable)
 
+    def _deliver_held(self) -> None:
+        """What came before `start`, or while a pause was not yet heeded; then the end, if it has come."""
+        while self._held and self._reading and self._on_data is not None and not self._closing:
+            held, self._held = self._held, bytearray()
+            self._on_data(held)
+        if self._lost:
+            self._tell_closed()
+
     def _tell_closed(self) -> None:
+        if self._held and not self._closing:
+            return
         on_closed, self._on_data, self._on_writable = self._on_closed, None, None
         self._on_closed = None
         if on_closed is not None:
@@ -101,10 +119,8 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
 
     def start(self, on_data: OnData, on_closed: OnClosed, on_writable: OnWritable | None = None) -> None:
         self._on_data, self._on_closed, self._on_writable = on_data, on_closed, on_writable
-        if self._lost:
-            asyncio.get_running_loop().call_soon(self._tell_closed)
-        else:
-            self.resume()
+        self.resume()
+        asyncio.get_running_loop().call_soon(self._deliver_held)
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         if self._transport is None or self._closing or self._transport.is_closing():
@@ -125,18 +141,32 @@ class StreamConnection(Connection, asyncio.BufferedProtocol):
         if not self._reading and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
         self._reading = True
+        if self._held:
+            asyncio.get_running_loop().call_soon(self._deliver_held)
 
     def close(self) -> None:
         if self._closing or self._transport is None or self._lost:
             return
         self._closing, self._writable = True, False
+        self._held.clear()
         if not self._transport.is_closing():
-            self._transport.close()
+            self._say_end(self._transport)
         timer = asyncio.get_running_loop().call_later(self._limits.close_timeout_s, self._transport.abort)
         self._close_timer = timer
 
+    def _say_end(self, transport: asyncio.Transport) -> None:
+        """End our half, and read on until the peer ends its own: closing over unread bytes would lose our last ones."""
+        try:
+            transport.write_eof()
+        except OSError:
+            transport.abort()
+            return
+        if not self._reading:
+            transport.resume_reading()
+
     def abort(self) -> None:
         self._closing, self._writable = True, False
+        self._held.clear()
         if self._transport is not None and not self._lost:
             self._transport.abort()
 

@@ -28,6 +28,7 @@ class Exported:
     name: str
     subnqn: str
     nsid: int
+    uuid: bytes
     bdev: BdevState
 
 
@@ -44,8 +45,14 @@ def container_nqn(agent: str, container: ContainerConfig) -> str:
 
 
 def container_uuid(agent: str, container: ContainerConfig) -> bytes:
-    """The same at each start."""
+    """The namespace's UUID, the same at each start. Not the bdev's: a target that is also a mapping agent attaches
+    the namespace as a bdev of its own, beside the exported one, and bdevs must differ."""
     return uuid5(NAMESPACE_URL, container_nqn(agent, container)).bytes
+
+
+def bdev_uuid(agent: str, container: ContainerConfig) -> bytes:
+    """The exported bdev's UUID, the same at each start."""
+    return uuid5(NAMESPACE_URL, container_nqn(agent, container) + ":bdev").bytes
 
 
 def build(agent: str, containers: tuple[ContainerConfig, ...], listener: Listener) -> Procedure:
@@ -66,7 +73,7 @@ def build(agent: str, containers: tuple[ContainerConfig, ...], listener: Listene
 
 def _build(agent: str, container: ContainerConfig, listener: Listener) -> Part:
     uuid = container_uuid(agent, container)
-    bdev: BdevState = yield from _bdev(container, uuid)
+    bdev: BdevState = yield from _bdev(container, bdev_uuid(agent, container))
     nqn = container_nqn(agent, container)
     wanted = Export(
         nqn=nqn,
@@ -74,10 +81,11 @@ def _build(agent: str, container: ContainerConfig, listener: Listener) -> Part:
         model=CONTAINER_MODEL,
         namespace=NamespaceState(NSID, bdev.name),
         listener=listener,
-        uuid=bdev.uuid,
+        nguid=uuid,
+        uuid=uuid,
     )
     yield from export(wanted)
-    return Exported(container.name, nqn, NSID, bdev)
+    return Exported(container.name, nqn, NSID, uuid, bdev)
 
 
 def _bdev(container: ContainerConfig, uuid: bytes) -> Part:

@@ -311,7 +311,7 @@ class Agent:
                 one.nsid,
                 one.bdev.block_size,
                 one.bdev.block_count,
-                one.bdev.uuid,
+                one.uuid,
                 one is exported[-1],
                 one.name,
                 *address,

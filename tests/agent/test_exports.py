@@ -51,8 +51,11 @@ def test_a_container_keeps_its_uuid_over_restarts() -> None:
     for _ in range(2):
         driver = exporter(MEMORY)
         driver.start()
-        uuids.append(driver.target.bdevs["ram0"].uuid)
-    assert uuids[0] == uuids[1] and any(uuids[0])
+        driver.step(e.SessionUp())
+        (told,) = sent(Export, driver.welcome())
+        uuids.append((driver.target.bdevs["ram0"].uuid, told.uuid))
+    assert uuids[0] == uuids[1] and any(uuids[0][0])
+    assert uuids[0][0] != uuids[0][1], "a two-role agent attaches the namespace beside the exported bdev"
 
 
 def test_an_adopted_target_keeps_its_allow_lists() -> None:

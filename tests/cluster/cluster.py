@@ -92,7 +92,11 @@ class Cluster:
         pki.init(self._pki)
         self.controller = self._controller(settings)
         self.exporters = exporters
-        self.names = {**dict.fromkeys(exporters, "exporter"), **dict.fromkeys(mappers, "mapper")}
+        self.roles = {
+            name: frozenset({"exporter"} if name in exporters else ())
+            | frozenset({"mapper"} if name in mappers else ())
+            for name in dict.fromkeys((*exporters, *mappers))
+        }
         self._lifetime = lifetime
         self._exporter_settings = exporter_settings or {}
         self.agents: dict[str, Daemon] = {}
@@ -117,7 +121,7 @@ class Cluster:
         runtime.mkdir(mode=0o700)
         config = AgentConfig(
             name,
-            frozenset({self.names[name]}),
+            self.roles[name],
             (("127.0.0.1", port),),
             files.ca,
             files.certificate,
@@ -139,7 +143,7 @@ class Cluster:
             config = self.controller.config
             assert isinstance(config, ControllerConfig)
             self.controller.config = replace(config, listen_port=port)
-            for name in self.names:
+            for name in self.roles:
                 self.agents[name] = self._agent(name, port)
                 self.agents[name].start()
             await self.until(self.all_admitted)
@@ -195,7 +199,7 @@ class Cluster:
 
     async def all_admitted(self) -> bool:
         agents = (await self.call("agent.list"))["agents"]
-        return len(agents) == len(self.names) and all(agent["admitted"] for agent in agents)
+        return len(agents) == len(self.roles) and all(agent["admitted"] for agent in agents)
 
     async def all_exported(self) -> bool:
         agents = {agent["name"]: agent for agent in (await self.call("agent.list"))["agents"]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+from channel.fields import plain
 from channel.messages import AgentEvent, Epoch, Export, LeaseGrant, LeaseRenew, MapFault, Refused
 from channel.messages import Hello as HelloMessage
 from channel.messages import Welcome as WelcomeMessage
@@ -247,7 +248,7 @@ class Admission:
         if header.epoch != agent.epoch:
             return
         if isinstance(message, MapFault):
-            self._cluster.faults.receive(agent, message.faults, now_ns)
+            self._cluster.faults.receive(agent, plain(message.faults), now_ns)
         elif isinstance(message, LeaseRenew):
             self._renew(agent, message, now_ns)
         elif isinstance(message, Refused):

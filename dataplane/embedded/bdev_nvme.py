@@ -31,6 +31,7 @@ WAIT_S: Final = 5.0
 BLOCKS_MAX: Final = 65536
 UNMAP_BLOCKS_MAX: Final = 1 << 22
 IO_QUEUES_MAX: Final = 4
+CLOSE_S: Final = 1.0
 _OPERATIONS: Final = frozenset({Operation.READ, Operation.WRITE, Operation.FLUSH})
 _STATUS: Final = {
     spec.Status.LBA_OUT_OF_RANGE: Status.OUT_OF_RANGE,
@@ -351,14 +352,19 @@ class NvmeController:
                 self._layer.resized(bdev, namespace.block_count)
 
     async def close(self) -> None:
-        """Take the bdevs away, then disconnect."""
+        """Take the bdevs away, then disconnect; I/O that does not end soon is broken off by that."""
         if self._changing is not None:
             self._changing.cancel()
-        for bdev in list(self.bdevs.values()):
-            if self._layer.get(bdev.name) is bdev:
-                await self._layer.unregister(bdev)
+        bdevs = [bdev for bdev in self.bdevs.values() if self._layer.get(bdev.name) is bdev]
         self.bdevs.clear()
+        leaving = asyncio.gather(*(self._layer.unregister(bdev) for bdev in bdevs))
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.shield(leaving)
+        except TimeoutError:
+            pass
         await self.host.close()
+        await leaving
 
     def report(self) -> dict[str, Any]:
         """One element of bdev_nvme_get_controllers."""

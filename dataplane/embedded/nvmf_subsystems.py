@@ -131,13 +131,13 @@ class NvmfSubsystems:
         self.subsystems[nqn] = subsystem
 
     async def delete(self, nqn: str) -> None:
-        """nvmf_delete_subsystem; every queue pair is gone afterwards."""
+        """nvmf_delete_subsystem; its connections are being closed then."""
         subsystem = self.find(nqn)
+        del self.subsystems[nqn]
         for listener in list(subsystem.listeners):
             await self._unlisten(subsystem, listener)
         for nsid in list(subsystem.namespaces):
             self._forget_namespace(subsystem, nsid)
-        del self.subsystems[nqn]
         if not subsystem.discovery:
             self.target.remove_subsystem(nqn)
 
@@ -238,8 +238,9 @@ class NvmfSubsystems:
 
     async def _unlisten(self, subsystem: NvmfSubsystem, listener: Listener) -> None:
         async with self._listening:
-            if subsystem.listeners.pop(listener, listener) is listener:
+            if listener not in subsystem.listeners:
                 return
+            del subsystem.listeners[listener]
             if not subsystem.discovery:
                 self.target.remove_listener(subsystem.nqn, listener)
             self._sockets[listener] -= 1

@@ -74,16 +74,16 @@ class Target:
         self._dataplane = await unix.listen(path, self.plane_server.accept)
 
     async def close(self) -> None:
-        """Front ends first, then the plane, then what is below."""
+        """Front ends first, then the plane, then what is below: remote containers before what waits for them."""
         await self.nvmf.close()
         self.plane_server.close()
         if self._dataplane is not None:
             self._dataplane.close()
             await closed(self._dataplane)
+        await self.controllers.close()
         for bdev in reversed(list(self.layer.bdevs.values())):
             if bdev.name in self.layer.bdevs:
                 await self.layer.unregister(bdev)
-        await self.controllers.close()
         self.plane_host.close()
         self.pool.close()
 

@@ -370,6 +370,7 @@ class NvmeTcpHost:
 
     @property
     def max_transfer_bytes(self) -> int:
+        """Of one command."""
         return self.controller.identity.transfer_bytes
 
     @property
@@ -438,12 +439,14 @@ class NvmeTcpHost:
     def submit(self, command: HostCommand) -> None:
         """Begin a command; its `done` is called once, maybe before this returns (when there is no connection).
 
-        Raises QueueFullError if BACKLOG_MAX commands wait already.
+        Raises QueueFullError if BACKLOG_MAX commands wait already, ValueError if its data is longer than MDTS allows.
         """
         session = self._session
         if session is None or not session.queues:
             _path_error(command)
             return
+        if command.data is not None and command.data.nbytes > self.max_transfer_bytes:
+            raise ValueError(f"{command.data.nbytes} bytes in one command, at most {self.max_transfer_bytes}")
         queue = max(session.queues, key=_room)
         if not queue.room or self._backlog:
             if len(self._backlog) >= BACKLOG_MAX:

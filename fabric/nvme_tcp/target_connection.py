@@ -294,7 +294,7 @@ class TargetConnection(QueuePair):
                 damaged = pdu.digest(data) != DIGEST.unpack_from(receive.data, end)[0]
         opcode, bits, cid, nsid, address, length, kind, slba, cdw12 = IO_CAPSULE.unpack_from(receive.data, head)
         command = Command(self, opcode, cid, nsid)
-        if cid in self._outstanding:
+        if cid in self._outstanding and not self._withdraw_event_request(cid):
             self.refuse(cid, Status.COMMAND_ID_CONFLICT | DNR)
             return
         self.admit(command)
@@ -312,6 +312,15 @@ class TargetConnection(QueuePair):
             self._host_data.request(command)
         else:
             self._ready(command, commands)
+
+    def _withdraw_event_request(self, cid: int) -> bool:
+        """A host that shuts down forgets its event requests without a word and uses their identifiers again (SPDK)."""
+        command, controller = self._outstanding[cid], self.controller
+        if controller is None or command not in controller.event_requests:
+            return False
+        controller.event_requests.remove(command)
+        self.forget_command(command)
+        return True
 
     def _admin_data(self, command: Command, sqe: Sqe, data: memoryview | None) -> int:
         """Find the host data of an admin or fabrics command. A status."""

@@ -456,6 +456,16 @@ def test_event_request_limit_at_limit_plus_one() -> None:
     assert (aborted.cid, aborted.status, response.cid, response.result) == (2, Status.ABORTED_BY_REQUEST, 9, 0)
 
 
+def test_an_event_requests_identifier_may_be_used_again() -> None:
+    rig = Rig()
+    host = rig.controller()
+    host.send(admin(AER, 0, length=0))
+    assert host.send(property_get(0x1C, cid=0))[0].result == 1
+    assert host.connection.outstanding() == []
+    rig.target.resize_namespace(NQN, 1, 8)
+    assert host.answers() == []
+
+
 # Keep alive and time
 
 

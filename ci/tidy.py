@@ -42,18 +42,25 @@ IMPURE = frozenset({"asyncio", "socket", "time", "random", "threading", "selecto
 PURE_PACKAGES = frozenset({"mapping", "channel", "fabric"})
 
 SHAPELESS = frozenset({"utils", "util", "common", "helpers", "misc", "manager"})
-FORBIDDEN_WORDS = re.compile(
-    "|".join(
-        [r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", r"\bXX" + r"X\b", r"/wor" + r"k/", r"/roo" + r"t\b", r"/tmp/s" + r"w\b"]
-    )
-    + "|"
-    + r"pypi\.or"
-    + r"g|pythonhosted\.or"
-    + r"g"
+# Written in two pieces each, so that this file holds to its own rule.
+FORBIDDEN = (
+    r"\bTO" + r"DO\b",
+    r"\bFIX" + r"ME\b",
+    r"\bXX" + r"X\b",
+    r"/wor" + r"k/",
+    r"(?<![\w}])/roo" + r"t\b",
+    r"/tmp/s" + r"w\b",
+    r"pypi\.or" + r"g",
+    r"pythonhosted\.or" + r"g",
 )
-SLEEP = re.compile(
-    r"(^|[^_a-z])time\.sl" + r"eep\(|asyncio\.sl" + r"eep\((0*[1-9]|0\.\d*[1-9])|from time import .*\bsl" + r"eep"
+FORBIDDEN_WORDS = re.compile("|".join(FORBIDDEN))
+# Polling what another process does, by less than a tenth of a second at a time, is not what is meant.
+SLEEPING = (
+    r"(^|[^_a-z])time\.sl" + r"eep\(",
+    r"asyncio\.sl" + r"eep\((0*[1-9]|0\.[1-9])",
+    r"from time import .*\bsl" + r"eep",
 )
+SLEEP = re.compile("|".join(SLEEPING))
 TEXT_SUFFIXES = frozenset({".py", ".md", ".yaml", ".toml", ".sh", ".c", ".h", ".txt"})
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
+from channel import generate  # noqa: E402
 from ci import claims  # noqa: E402
 from cli.command import API_VARIABLE, DEFAULT_API, Argument, Command  # noqa: E402
 from cli.commands import COMMANDS, GROUPS  # noqa: E402
@@ -160,6 +161,8 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/claims.md": claims_page,
     "docs/cli.md": cli_page,
     "docs/config.md": config_page,
+    "docs/wire.md": lambda: iter(generate.text("wire-reference").splitlines()),
+    "dataplane/bdev_segmap/segmap_wire.h": lambda: iter(generate.text("c-header").splitlines()),
 }
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from channel import messages as m
+from channel.values import ParkedRecord
+from controller.api.operations import BY_NAME
 from controller.config import ConfigError, ControllerConfig, Limits
 from controller.core import effects as fx
 from controller.core.operations import OPERATIONS
@@ -259,7 +262,6 @@ def test_delete_frees_what_was_allocated_after_the_tables_are_gone() -> None:
     assert rig.ask("vdisk.delete", name="v", force=True) is None
     agent.respond(which=m.Withdraw)
     assert rig.ask("container.show", name="c")["segments"]["mapped"] == 3
-    rig.tokens += 1000
     agent.respond(which=m.DeleteTable)
     assert {"name": "v", "freed_segments": 3} in rig.replies.values()
     segments = rig.ask("container.show", name="c")["segments"]
@@ -362,16 +364,14 @@ def test_parked_io_says_why() -> None:
     one.fault(5)
     two.drop()
     assert rig.ask("io.parked") is None
-    parked = [(one.table(), 5, 2_000_000_000, 3, 1, int(FaultKind.WRITE), 2)]
-    one.respond(m.ParkedRead(Status.OK, "", parked), m.GetParked)  # type: ignore[arg-type]
+    parked = [ParkedRecord(one.table(), 5, 2_000_000_000, 3, 1, int(FaultKind.WRITE), 2)]
+    one.respond(m.ParkedRead(Status.OK, "", parked), m.GetParked)
     (row,) = result_of(rig)["parked"]
     assert (row["vdisk"], row["segment"], row["operation"], row["count"], row["since_s"]) == ("v", 5, "write", 3, 2.0)
     assert "waiting for agent b" in row["why"]
 
 
 def test_every_reading_operation_answers_json() -> None:
-    import json
-
     rig = Rig()
     rig.disk_at("a")
     for name, args in {
@@ -388,8 +388,6 @@ def test_every_reading_operation_answers_json() -> None:
 
 
 def test_the_table_of_operations_is_complete() -> None:
-    from controller.api.operations import BY_NAME
-
     assert set(OPERATIONS) == set(BY_NAME)
     for name, spec in OPERATIONS.items():
         assert BY_NAME[name].mutating == spec.mutating

@@ -79,7 +79,7 @@ class RpcServer:
         if self._listener is not None:
             self._listener.close()
             for peer in list(self._peers):
-                peer.close()
+                peer.end()
             await closed(self._listener)
             self._listener = None
         if self._lock >= 0:
@@ -184,6 +184,14 @@ class RpcPeer:
     def _closed(self, error: Exception | None) -> None:
         self._open = False
         self._gone(self)
+
+    def end(self) -> None:
+        """The target ends: do not wait for a peer that has all its responses to close, too."""
+        if self._connection.write_bytes:
+            self.close()
+        else:
+            self._open = False
+            self._connection.abort()
 
     def close(self) -> None:
         """Take nothing more; what has been written still goes out."""

@@ -90,9 +90,8 @@ class Target:
 
 async def closed(listener: Listener) -> None:
     """Wait for the end of a listener's connections; those that take too long are cut off."""
-    try:
-        async with asyncio.timeout(CLOSE_S):
-            await listener.wait_closed()
-    except TimeoutError:
+    ended = asyncio.ensure_future(listener.wait_closed())
+    await asyncio.wait({ended}, timeout=CLOSE_S)
+    if not ended.done():
         listener.close_all()
-        await listener.wait_closed()
+    await ended

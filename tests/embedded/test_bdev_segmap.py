@@ -44,6 +44,7 @@ from tests.embedded.scripted_daemon import (
 REPLACE, FAIL_REQUEST, FAIL_SEGMENT = AnswerAction.REPLACE, AnswerAction.FAIL_REQUEST, AnswerAction.FAIL_SEGMENT
 
 
+@pytest.mark.claim(1, 2, 3, 12, 18, 24, 30)
 @on_loop
 async def test_a_write_faults_waits_and_lands_where_the_answer_says() -> None:
     async with Rig() as rig:
@@ -89,6 +90,7 @@ async def test_whole_part_writes_are_not_copied() -> None:
         rig.slow.finish(3)
 
 
+@pytest.mark.claim(22, 23)
 @on_loop
 async def test_every_answer_to_a_fault() -> None:
     async with Rig() as rig:
@@ -105,6 +107,7 @@ async def test_every_answer_to_a_fault() -> None:
         assert list(response.entries) == [ZERO_ENTRY, 0, ERROR_ENTRY]
 
 
+@pytest.mark.claim(4, 5, 20)
 @on_loop
 async def test_one_fault_per_segment_and_kind_and_others_pass() -> None:
     async with Rig() as rig:
@@ -175,6 +178,7 @@ async def test_stale_stamps_and_unknown_tables_are_refused() -> None:
         await rig.daemon.until(lambda: any(isinstance(notice, Refused) for notice in rig.daemon.notices))
 
 
+@pytest.mark.claim(31, 32)
 @on_loop
 async def test_a_barrier_waits_for_what_has_begun_and_stops_nothing_else() -> None:
     async with Rig() as rig:
@@ -265,6 +269,7 @@ async def test_parked_io_ends_at_the_park_limit() -> None:
         assert io.status is Status.TIMEOUT
 
 
+@pytest.mark.claim(13, 29)
 @on_loop
 async def test_expiry_wipes_the_table_and_nothing_begun_before_it_succeeds() -> None:
     async with Rig() as rig:
@@ -323,6 +328,7 @@ async def test_suspend_parks_and_resume_goes_on_in_order() -> None:
         assert disk.read_now(0, 512) == b"\2" * 512
 
 
+@pytest.mark.claim(17, 19, 21, 27, 33)
 @on_loop
 async def test_states_come_as_bits() -> None:
     async with Rig() as rig:

@@ -141,12 +141,11 @@ class AgentShell:
             if link is not None:
                 link.end(Status.CANCELLED, "the daemon ends")
         await self._cancel({*self._tasks, *self._target_tasks, *self._connecting.values()})
+        await self._close_calls()
         if self.config.target_lifetime == "daemon":
             await self._target.end()
         else:
             await self._target.release()
-        if self._calls is not None:
-            await self._calls.close()
         self._port.close()
         if self.config.ready_file is not None:
             self.config.ready_file.unlink(missing_ok=True)
@@ -347,7 +346,9 @@ class AgentShell:
     # --- the target --------------------------------------------------------------------------------------------------
 
     def _call_target(self, effect: e.CallTarget) -> None:
-        assert self._calls is not None
+        if self._calls is None:
+            self._step(e.CallDone(effect.token, None, CallUnknown("the target is being ended")))
+            return
         self._spawn(self._perform(self._calls, effect), self._target_tasks)
 
     async def _perform(self, calls: TargetCalls, effect: e.CallTarget) -> None:
@@ -378,6 +379,7 @@ class AgentShell:
         self._spawn(self._finish_target(effect.reason), self._tasks)
 
     async def _finish_target(self, reason: str) -> None:
+        await self._close_calls()
         await self._target.end()
         self._tell(e.TargetExited(reason))
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -26,7 +27,7 @@ from transport.connection import (
     WriteQueueFull,
 )
 from transport.stream import StreamListener
-from transport.tls import TlsError
+from transport.tls import TlsError, TlsLayer
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 DEADLINE_S = 10.0
@@ -290,6 +291,43 @@ def test_tls_failures_are_told_on_both_sides(run: Run, authority: Authority) -> 
         listener.close()
 
     run(body())
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_junk_harms_nobody_else(run: Run, authority: Authority, seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def body() -> None:
+        servers: list[End] = []
+        tls = authority.server()
+        listener = await tcp.listen("127.0.0.1", 0, lambda made: servers.append(End(made, echo=True)), tls=tls)
+        assert isinstance(listener, StreamListener)
+        good = End(await tcp.connect("127.0.0.1", listener.port, tls=authority.client()))
+        hello = first_flight(authority)
+        for number in range(30):
+            bad = End(await tcp.connect("127.0.0.1", listener.port))
+            junk = bytearray(hello)
+            junk[chance.randrange(5)] = chance.randrange(256)
+            with contextlib.suppress(ConnectionLost):
+                bad.connection.write([chance.choice([junk, chance.randbytes(200), hello[: chance.randrange(60)]])])
+            end = bad.connection.close if number % 2 else bad.connection.abort
+            end()
+            await bad.closed
+            good.connection.write([b"x"])
+            assert len(await good.received(number + 1)) == number + 1
+        good.connection.close()
+        await listener.wait_closed()
+        assert listener.failed == 30 and listener.half_open == 0 and len(servers) == 1
+        listener.close()
+
+    run(body())
+
+
+def first_flight(authority: Authority) -> bytes:
+    """What a TLS client sends first."""
+    layer = TlsLayer(authority.client())
+    layer.handshake()
+    return layer.data_to_send()
 
 
 def test_a_silent_server_does_not_hold_a_tls_client(run: Run, authority: Authority) -> None:

@@ -286,7 +286,7 @@ class InitiatorQueue:
             refuse_field(pdu.AT_TYPE, f"PDU type {kind:02x}h")
         if kind != PduType.C2H_TERM_REQ and (kind == PduType.IC_RESP) == self.initialized:
             raise PduError(FatalError.PDU_SEQUENCE_ERROR, 0, f"PDU type {kind:02x}h at this time")
-        if hlen != pdu.HEADER_BYTES[PduType(kind)]:
+        if hlen != pdu.HEADER_BYTES[kind]:
             refuse_field(pdu.AT_HLEN, f"header length {hlen}")
         if kind in (PduType.IC_RESP, PduType.C2H_TERM_REQ):
             top = hlen if kind == PduType.IC_RESP else hlen + pdu.TERM_DATA_MAX

@@ -38,7 +38,7 @@ RESPONSE_BYTES: Final = 24
 CAPSULE_BYTES: Final = 72
 DIGEST_BYTES: Final = 4
 DIGEST: Final = Struct("<I")
-HEADER_BYTES: Final = {
+HEADER_BYTES: Final[dict[int, int]] = {
     PduType.IC_REQ: IC_BYTES,
     PduType.IC_RESP: IC_BYTES,
     PduType.H2C_TERM_REQ: TERM_BYTES,
@@ -96,17 +96,14 @@ def check_header_digest(header: bytes, received: int) -> None:
 class Framing:
     """How PDUs are laid out on one connection, as negotiated: digests and the receiver's data alignment."""
 
-    __slots__ = ("alignment", "data_digest", "header_digest")
+    __slots__ = ("alignment", "data_digest", "header_digest", "plain")
 
     def __init__(self, header_digest: bool = False, data_digest: bool = False, alignment: int = 0) -> None:
         self.header_digest = header_digest
         self.data_digest = data_digest
         self.alignment = (alignment + 1) * 4  # bytes; of the field's 0's based dwords
-
-    @property
-    def plain(self) -> bool:
-        """No digests and no padding: the fast paths apply."""
-        return not (self.header_digest or self.data_digest) and self.alignment == 4
+        # No digests and no padding: the fast paths apply.
+        self.plain = not (header_digest or data_digest) and alignment == 0
 
     def data_offset(self, header_bytes: int) -> int:
         """PDO: where data starts behind a header of this length."""

@@ -6,7 +6,6 @@ is sent, and the pair counts as alive until its last command that the owner hold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +14,7 @@ from fabric.nvme_tcp.command import Command
 from fabric.nvme_tcp.host_data import HostData
 from fabric.nvme_tcp.pdu import Framing, PduError
 from fabric.nvme_tcp.receive import ReceiveBuffer
-from fabric.nvme_tcp.spec import DNR, FLAG_LAST, FLAG_SUCCESS, FatalError, Opcode, PduType, Status
+from fabric.nvme_tcp.spec import DNR, FLAG_LAST, FLAG_SUCCESS, FatalError, PduType, Status
 from fabric.nvme_tcp.subsystem import Listener, Namespace, Subsystem
 
 if TYPE_CHECKING:
@@ -125,10 +124,9 @@ class QueuePair:
                 self.target.forget(self)
             return
         self._unsent += 1
-        controller = self.controller
         if status:
-            if controller is not None:
-                controller.record_error(command, status)
+            if self.controller is not None:
+                self.controller.record_error(command, status)
         elif data is not None:
             parts = data if isinstance(data, list) else [data]
             if self._data_out(command, parts, result):
@@ -156,10 +154,16 @@ class QueuePair:
         elif command.buffer is not None:
             self._host_data.release(command)
 
-    def _data_out(self, command: Command, parts: Sequence[Buffer], result: int) -> bool:
+    def _data_out(self, command: Command, parts: list[Buffer], result: int) -> bool:
         """C2HData with everything. True if it also says that the command succeeded."""
-        length = sum(memoryview(part).nbytes for part in parts)
-        if command.sqe is not None:
+        if command.sqe is None:
+            length = command.length
+            assert self.controller is not None
+            assert sum(memoryview(part).nbytes for part in parts) == length, f"{command}: not {length} bytes of data"
+            self.controller.reads += 1
+            self.controller.bytes_read += length
+        else:
+            length = sum(memoryview(part).nbytes for part in parts)
             limit = command.sqe.sgl_length
             if length > limit:
                 parts, length = [memoryview(b"".join(parts))[:limit]], limit
@@ -176,9 +180,6 @@ class QueuePair:
                 self.framing, PduType.C2H_DATA, command.cid, 0, 0, data, last=True, success=success
             )
         self._out_bytes += length
-        if command.opcode == Opcode.READ and self.qid and self.controller is not None:
-            self.controller.reads += 1
-            self.controller.bytes_read += length
         return success
 
     def _respond(self, cid: int, status: int, result: int) -> None:

@@ -25,7 +25,7 @@ from fabric.nvme_tcp.spec import DNR, FABRICS_OPCODE, FatalError, Opcode, PduTyp
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from fabric.nvme_tcp.subsystem import Listener
+    from fabric.nvme_tcp.subsystem import Listener, Namespace
     from fabric.nvme_tcp.target import NvmeTarget
 
 # A whole capsule: common header as one number; opcode and flags; cid; nsid; SGL; SLBA; number of blocks; control.
@@ -92,7 +92,7 @@ class TargetConnection(QueuePair):
         limit = self._out_bytes + self.limits.output_size
         while not self.closing:
             if self._fast:
-                self._serve(limit)
+                self._serve(limit, commands)
             if self._out_bytes > limit:
                 self.stalled = True
                 break
@@ -100,8 +100,8 @@ class TargetConnection(QueuePair):
                 break
         receive.consumed(receive.head)
 
-    def _serve(self, limit: int) -> None:
-        """The fast path: reads and in-capsule writes that are answered at once, without digests.
+    def _serve(self, limit: int, commands: list[Command]) -> None:
+        """The fast path, without digests: reads, in-capsule writes; answered at once or handed to the owner.
 
         Leaves at the first PDU that needs more thought. Checks everything that the slow path checks.
         """
@@ -110,62 +110,104 @@ class TargetConnection(QueuePair):
         unpack, pack_c2h, pack_cqe = _FAST.unpack_from, C2H.pack, CQE.pack
         outstanding, success, qid = self._outstanding, self._success, self.qid
         c2h, sq_head, entries = C2H_SUCCESS if success else C2H_LAST, self._sq_head, self.sq_entries
-        max_bytes, fast_write, out_bytes = self.limits.max_io_size, self._fast_write, self._out_bytes
-        in_capsule = self.limits.in_capsule_data_size
-        served = read_bytes = written = last_nsid = shift = blocks = 0
+        max_bytes, in_capsule, out_bytes = self.limits.max_io_size, self.limits.in_capsule_data_size, self._out_bytes
+        served = read_bytes = written = write_bytes = last_nsid = shift = blocks = 0
         while tail - head >= 72 and out_bytes <= limit:
             common, opcode, cid, nsid, address, sgl_length, sgl_type, slba, nlb, control = unpack(data, head)
             if nsid != last_nsid:
-                namespace = namespaces.get(nsid)
-                if namespace is None:
+                found = namespaces.get(nsid)
+                if found is None:
                     break
+                namespace = found
                 last_nsid, shift, blocks = nsid, namespace.block_shift, namespace.block_count
                 read_now = namespace.read_now
-                write_now = namespace.write_now if fast_write and not namespace.read_only else None
+                write_now = namespace.write_now if self._fast_write else None
             nlb += 1
             length = nlb << shift
             if slba + nlb > blocks or sgl_length != length or control & _CONTROL_PLAIN or cid in outstanding:
                 break
+            answer: Buffer | bool | None = None
             if opcode == _READ:
-                if common != _CAPSULE_ALONE or sgl_type != 0x5A or length > max_bytes or read_now is None:
+                if common != _CAPSULE_ALONE or sgl_type != 0x5A or length > max_bytes:
                     break
-                answer = read_now(slba << shift, length)
-                if answer is None:
+                end = head + 72
+                if read_now is not None and (answer := read_now(slba << shift, length)) is not None:
+                    append(pack_c2h(c2h, 24 + length, cid, 0, length))
+                    append(answer)
+                    read_bytes += length
+                    out_bytes += length
+                elif not self._begin(commands, served, Opcode.READ, cid, namespace, slba, nlb, None):
                     break
-                head += 72
-                append(pack_c2h(c2h, 24 + length, cid, 0, length))
-                append(answer)
-                read_bytes += length
-                out_bytes += length
             elif opcode == _WRITE:
                 end = head + 72 + length
                 if common != _CAPSULE_DATA | (72 + length) << 32 or sgl_type != 1 or address or length > in_capsule:
                     break
-                if end > tail or write_now is None or not write_now(slba << shift, view[head + 72 : end]):
+                if end > tail or namespace.read_only:
                     break
-                head = end
-                written += 1
+                carried = view[head + 72 : end]
+                if write_now is not None and write_now(slba << shift, carried):
+                    answer = True
+                    written += 1
+                    write_bytes += length
+                elif not self._begin(commands, served, Opcode.WRITE, cid, namespace, slba, nlb, carried):
+                    break
             else:
                 break
+            head = end
+            sq_head = sq_head + 1 if sq_head + 1 < entries else 0
+            if answer is None:
+                continue
             served += 1
-            sq_head += 1
-            if sq_head == entries:
-                sq_head = 0
             if not success:
                 append(pack_cqe(RESPONSE, 0, sq_head, qid, cid, 0))
             elif opcode == _WRITE:
                 append(pack_cqe(RESPONSE, 0, SQ_HEAD_UNUSED, qid, cid, 0))
         receive.head, self._out_bytes, self._sq_head = head, out_bytes, sq_head
         if served:
-            self._account(served, written, read_bytes)
+            self._account(served, written, read_bytes, write_bytes)
 
-    def _account(self, served: int, written: int, read_bytes: int) -> None:
+    def _begin(
+        self,
+        commands: list[Command],
+        served: int,
+        opcode: int,
+        cid: int,
+        namespace: Namespace,
+        slba: int,
+        nlb: int,
+        data: memoryview | None,
+    ) -> bool:
+        """Hand a read or in-capsule write to the owner. False at the depth limit."""
+        outstanding, controller = self._outstanding, self.controller
+        if len(outstanding) + self._unsent + served >= self.sq_entries or controller is None:
+            return False
+        command = Command(self, opcode, cid, namespace.nsid)
+        command.namespace = namespace
+        command.slba = slba
+        command.nlb = nlb
+        command.offset = slba << namespace.block_shift
+        command.length = nlb << namespace.block_shift
+        if data is not None:
+            command.data = data
+            command.lender = self._receive.data
+            self._receive.lent += 1
+            controller.writes += 1
+            controller.bytes_written += command.length
+            if not controller.write_cache:
+                command.fua = True
+        command.owned = True
+        outstanding[cid] = command
+        commands.append(command)
+        return True
+
+    def _account(self, served: int, written: int, read_bytes: int, write_bytes: int) -> None:
         self._unsent += served
         controller = self.controller
         assert controller is not None
         controller.reads += served - written
         controller.writes += written
         controller.bytes_read += read_bytes
+        controller.bytes_written += write_bytes
         if self._unsent + len(self._outstanding) > self.sq_entries:
             raise PduError(FatalError.PDU_SEQUENCE_ERROR, 0, f"more than {self.sq_entries} commands at a time")
 
@@ -207,7 +249,7 @@ class TargetConnection(QueuePair):
             refuse_field(pdu.AT_TYPE, f"PDU type {kind:02x}h")
         if kind != PduType.H2C_TERM_REQ and (kind == PduType.IC_REQ) == self.initialized:
             raise PduError(FatalError.PDU_SEQUENCE_ERROR, 0, f"PDU type {kind:02x}h at this time")
-        if hlen != pdu.HEADER_BYTES[PduType(kind)]:
+        if hlen != pdu.HEADER_BYTES[kind]:
             refuse_field(pdu.AT_HLEN, f"header length {hlen}")
         if kind in (PduType.IC_REQ, PduType.H2C_TERM_REQ):
             top = hlen if kind == PduType.IC_REQ else hlen + pdu.TERM_DATA_MAX

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from tests.fabric.nvme_tcp.rig import (
     read,
     sqe,
 )
+from tests.fabric.nvme_tcp.test_fuzz import good_pdus, spoil
 
 PATIENCE_S = 20.0
 QUICK = ReconnectPolicy(delay=0.01, delay_max=0.05)
@@ -313,6 +315,36 @@ def test_one_socket_for_one_address(run: Callable[[Awaitable[None]], None]) -> N
             await until(lambda: not host.connected)
             with pytest.raises(ValueError, match="not in use"):
                 await at.server.unlisten(listener)
+            await host.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_fuzzed_connections(run: Callable[[Awaitable[None]], None], seed: int) -> None:
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+
+    async def one(at: Served) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", at.port)
+        writer.write(spoil(chance, ic_req()) if chance.random() < 0.3 else ic_req())
+        for data in chance.choices(good_pdus(chance, chance.randrange(5, 10), [0, 1]), k=3):
+            writer.write(spoil(chance, data))
+        if chance.random() < 0.5:
+            writer.transport.abort()
+        else:
+            writer.write_eof()
+            await asyncio.gather(reader.read(), return_exceptions=True)
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+    async def test() -> None:
+        async with served() as at:
+            host = await at.connect()
+            for _ in range(60):
+                await one(at)
+            assert len(await host.read(1, 0, 4096)) == 4096
+            await until(lambda: len(at.rig.target.connections) == 3)
             await host.close()
 
     run(test())

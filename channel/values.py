@@ -35,6 +35,8 @@ HOSTS_BYTES_MAX: Final = 65536
 class MessageType(IntEnum):
     """What a frame is; a response has its request's type."""
 
+    __hash__ = int.__hash__  # Enum's own is written in Python, and every frame asks for several
+
     HELLO = 1
     LEASE_RENEW = 2
     LEASE_GRANT = 3

@@ -77,6 +77,7 @@ class ControllerShell:
         self._paused = False
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: Listener | None = None
         self.failed: asyncio.Future[str]
@@ -269,13 +270,20 @@ class ControllerShell:
                 link.connection.resume()
 
     def _arm(self, core: Controller) -> None:
+        deadline_ns = core.next_deadline()
+        if deadline_ns == self._timer_ns and self._timer is not None:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        deadline_ns = core.next_deadline()
+        self._timer_ns = deadline_ns
         if deadline_ns is not None:
             delay = max(0.0, (deadline_ns - time.monotonic_ns()) * _NS)
-            self._timer = self._loop.call_later(delay, self._post, TimePassed())
+            self._timer = self._loop.call_later(delay, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._post(TimePassed())
 
     def _execute(self, effects: list[Effect]) -> None:
         for effect in effects:

@@ -137,7 +137,7 @@ class HostProtocol(asyncio.BufferedProtocol):
             transport.abort()
             return
         if sent < total:
-            transport.write(_rest(buffers, sent))
+            transport.writelines(_rest(buffers, sent))
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -163,17 +163,18 @@ class HostProtocol(asyncio.BufferedProtocol):
             self._server.lost(self, connection)
 
 
-def _rest(buffers: list[Buffer], sent: int) -> bytes:
-    """A private copy of everything after the first `sent` bytes."""
-    rest: list[Buffer] = []
+def _rest(buffers: list[Buffer], sent: int) -> list[bytes | memoryview]:
+    """Everything after the first `sent` bytes, copied unless it cannot change anyway."""
+    rest: list[bytes | memoryview] = []
     for buffer in buffers:
-        size = memoryview(buffer).nbytes
-        if sent >= size:
-            sent -= size
-        else:
-            rest.append(memoryview(buffer)[sent:] if sent else buffer)
-            sent = 0
-    return b"".join(rest)
+        view = memoryview(buffer)
+        if sent >= view.nbytes:
+            sent -= view.nbytes
+            continue
+        unsent = view.cast("B")[sent:]
+        rest.append(unsent if isinstance(buffer, bytes) else bytes(unsent))
+        sent = 0
+    return rest
 
 
 class NvmfServer:

@@ -90,6 +90,11 @@ class AgentConfig:
         return self.runtime_dir / f"{self.name}-target.log"
 
     @property
+    def lock_path(self) -> Path:
+        """Locked by the one daemon that is this agent."""
+        return self.runtime_dir / f"{self.name}-agent.lock"
+
+    @property
     def pid_path(self) -> Path:
         """The running target's process id, for people and scripts."""
         return self.runtime_dir / "target.pid"

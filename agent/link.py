@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from transport.connection import Connection, ConnectionLost, WriteQueueFull
+from typing import Final
 
 from channel.events import Event, SessionEnded
 from channel.session import Session, SessionStateError
 from mapping.status import Status
+from transport.connection import Connection, ConnectionLost, WriteQueueFull
+
+WRITE_BYTES: Final = 1 << 20
 
 
 class Link:
@@ -36,13 +38,9 @@ class Link:
 
     def flush(self) -> None:
         """Write what the session wants to send, unless the peer is slow: then it waits in the session."""
-        if not self.connection.writable:
-            return
-        data = self.session.data_to_send()
-        if not data:
-            return
         try:
-            self.connection.write(data)
+            while self.connection.writable and (data := self.session.data_to_send(WRITE_BYTES)):
+                self.connection.write(data)
         except (ConnectionLost, WriteQueueFull):
             self.connection.abort()
 

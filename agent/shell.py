@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import json
 import logging
@@ -111,14 +112,28 @@ class AgentShell:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until `stop`. Raises AgentFailed when there is nothing more to try."""
+        """Until `stop`. Raises AgentFailed when there is nothing more to try, or another daemon is this agent."""
+        lock = self._lock()
         try:
             self._tell(e.Started())
             await self._stopping.wait()
         finally:
             await self._end()
+            os.close(lock)
         if self._failure:
             raise AgentFailed(self._failure)
+
+    def _lock(self) -> int:
+        """Two daemons would take the data plane from each other for ever. The lock ends with its process."""
+        path = self.config.lock_path
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            self._port.close()
+            raise AgentFailed(f"another daemon of agent {self.config.name} runs: it holds {path}") from error
+        return lock
 
     def stop(self) -> None:
         """Ask `run` to end; from the event loop's thread."""
@@ -293,6 +308,7 @@ class AgentShell:
         elif isinstance(event, SessionEnded):
             self._controller = None
             self._step(e.SessionDown(event.detail or event.status.name, event.status))
+            _release(self._data_plane)
         else:
             _hold(self._data_plane, event)
 

@@ -230,6 +230,19 @@ def test_a_target_that_cannot_start_makes_the_daemon_give_up(
     assert "is started again" in caplog.text
 
 
+def test_an_agent_has_one_daemon(runtime_dir: Path) -> None:
+    async def work() -> None:
+        async with place(runtime_dir) as here:
+            config = here.config("exporter", containers=(MEMORY,))
+            async with here.agent(config):
+                with pytest.raises(AgentFailed, match="another daemon"):
+                    await AgentShell(config).run()
+            async with here.agent(config):
+                pass
+
+    run(work())
+
+
 def test_nothing_to_adopt(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         async with place(runtime_dir) as here:

@@ -13,6 +13,7 @@ from controller.api.server import ApiServer
 from controller.config import ControllerConfig
 from controller.shell import ControllerShell
 from controller.store.interface import StoreError
+from transport.connection import TransportError
 
 
 async def serve(config: ControllerConfig) -> int:
@@ -22,9 +23,9 @@ async def serve(config: ControllerConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    await shell.start()
     api = None
     try:
+        await shell.start()
         if config.api_socket is not None or config.api_listen is not None:
             api = ApiServer(shell.call, config.api_socket, config.api_listen)
             await api.start()
@@ -43,6 +44,6 @@ def run(config: ControllerConfig) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(config))
-    except (StoreError, OSError) as error:
+    except (StoreError, TransportError, OSError) as error:
         print(f"segmap controller: {error}", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ import pytest
 from ci.fault_load import Agent, Faulter
 from controller.api.errors import ApiError
 from controller.config import ControllerConfig
+from controller.main import run
 from controller.shell import ControllerShell
 from transport import pki
 
@@ -138,3 +139,10 @@ def test_an_unknown_operation_and_a_stopped_controller(tmp_path: Path) -> None:
         assert refused.value.code == "unavailable"
 
     in_loop(work)
+
+
+def test_what_keeps_it_from_starting_is_said_and_leaves_nothing_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(configuration(tmp_path)) == 1
+    assert "segmap controller:" in capsys.readouterr().err

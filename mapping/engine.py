@@ -411,11 +411,11 @@ class Engine:
         return self._retry(self._take_all(), now_ns)
 
     def lease_granted(self, now_ns: int) -> list[Effect]:
-        """I/O may begin again: flushes that waited go on."""
+        """I/O may begin again: flushes that waited go on, and I/O that only the lease had stopped."""
         self.refresh()
         waiting, self._parked.flushes = self._parked.flushes, []
         self._parked.count -= len(waiting)
-        return self._retry(waiting, now_ns)
+        return self._retry(waiting, now_ns) + self._reconsider(0, self.table.segment_count, now_ns)
 
     def resize(self, segment_count: int, now_ns: int) -> list[Effect]:
         """Change the number of segments; parked I/O beyond a smaller end ends with OUT_OF_RANGE."""

@@ -17,7 +17,7 @@ from mapping.entry import State, has_location, slot_of
 from mapping.lease import Lease
 from mapping.status import Status
 
-TABLES_MAX: Final = 65536
+TABLES_MAX: Final = 32768
 _FAILURES: Final = frozenset(status.value for status in Status) - {Status.OK}
 Outcome = tuple[Status, list[Effect]]
 

@@ -18,7 +18,7 @@ from mapping.entry import State, state_of
 SEGMENTS_MAX: Final = 1 << 36
 ENTRY_BYTES: Final = 8
 _CHUNK: Final = 4096
-_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0)
+_NORESERVE: Final = 0x4000 if sys.platform == "linux" else 0  # mmap.MAP_NORESERVE has no name before Python 3.13
 
 if sys.byteorder != "little":
     raise ImportError("segmap tables are little-endian in memory; this machine is not")

@@ -440,6 +440,14 @@ class TestLease:
         assert regrant(engine, 3) == [Forward(flush)]
         assert engine.complete(flush, Status.OK, 4) == [Complete(flush, Status.OK)]
 
+    def test_io_that_only_its_absence_stopped_goes_on_with_it(self) -> None:
+        engine = make()
+        expire(engine, 1)
+        read = part()
+        the_fault(engine.submit(read, 2))
+        assert engine.set_entries(5, 1, [pack(0, 1)], 3)[0] is Status.OK
+        assert regrant(engine, 4) == [Forward(read)]
+
     def test_a_barrier_still_waits_for_what_began_under_the_old_one(self) -> None:
         engine = make()
         engine.set_entries(5, 1, [pack(0, 1)], 0)

@@ -22,7 +22,7 @@ command -v "$python" >/dev/null || fail "There is no $python here; segmap needs 
 exec 9<ci
 flock 9
 
-wanted=$({ "$python" -V; cat requirements.lock pyproject.toml ci/bootstrap.sh; } | sha256sum | cut -d' ' -f1)
+wanted=$({ cat requirements.lock pyproject.toml ci/bootstrap.sh; } | sha256sum | cut -d' ' -f1)
 stamp=.venv/segmap.stamp
 if [ -x .venv/bin/segmap ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     exit 0
@@ -34,6 +34,10 @@ fi
 echo "bootstrap: making .venv (once; again only when requirements.lock changes)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 rm -f "$stamp"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+pip() {
+    .venv/bin/python -m pip --quiet --disable-pip-version-check install "$@" >.venv/bootstrap.log 2>&1 \
+        || { cat .venv/bootstrap.log >&2; exit 1; }
+}
+pip --require-hashes -r requirements.lock
+pip --no-deps --no-build-isolation --editable .
 echo "$wanted" >"$stamp"

@@ -130,7 +130,7 @@ class Output:
 
         table = Table(title=title or None, title_justify="left", box=box.ROUNDED, header_style="bold")
         for name in columns:
-            table.add_column(name)
+            table.add_column(name, overflow="fold")
         for row in rows:
             texts = [cell_text(value) for value in row]
             table.add_row(*(Text(text, style=STYLES.get(text, "")) for text in texts))

@@ -58,9 +58,10 @@ def show_presentations(context: Context, items: list[dict[str, Any]]) -> None:
     for item in items:
         mode = "read-only" if item["read_only"] else "read-write"
         hosts = "any" if item["any_host"] else item["hosts"]
-        rows.append([item["agent"], item["state"], mode, hosts, host_url(item), item.get("detail")])
+        rows.append([item["agent"], item["state"], mode, hosts, item.get("detail")])
     if rows:
-        context.output.table(["agent", "state", "mode", "hosts", "address", "detail"], rows)
+        context.output.table(["agent", "state", "mode", "hosts", "detail"], rows)
+    context.output.fields([(f"at agent {item['agent']}", host_url(item)) for item in items if host_url(item)])
 
 
 def create(context: Context) -> int:

@@ -214,10 +214,12 @@ class Cluster:
     # --- hosts -------------------------------------------------------------------------------------------------------
 
     async def disk(self, name: str, size_bytes: int, agents: list[str]) -> None:
-        """All containers added, a vdisk created and presented at the agents."""
+        """A vdisk on all containers, presented at the agents."""
+        known = {container["name"] for container in (await self.call("container.list"))["containers"]}
         for exporter, containers in self.exporters.items():
             for container in containers:
-                await self.call("container.add", name=container.name, agent=exporter, export=container.name)
+                if container.name not in known:
+                    await self.call("container.add", name=container.name, agent=exporter, export=container.name)
         await self.call("vdisk.create", name=name, size_bytes=size_bytes)
         await self.call("vdisk.present", name=name, agents=agents, any_host=True)
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Coroutine
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from tests.cluster.cluster import MIB, cluster
+from dataplane.embedded.nvme_host import NvmeTcpHost
+from tests.cluster.cluster import MIB, Cluster
+
+if TYPE_CHECKING:
+    from tests.cluster.conftest import Stage
 
 SIZE = 256 * MIB
 CHUNK = 4 * MIB
+LENGTH = 12 * MIB
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -37,19 +42,36 @@ async def read(host: Any, length: int, at: int = 0) -> bytes:
     )
 
 
-def test_written_through_one_agent_read_through_the_other(runtime_dir: Path) -> None:
-    async def work() -> None:
-        async with cluster(runtime_dir) as made:
-            await made.disk("d", SIZE, ["a", "b"])
-            at_a, at_b = await made.connect("d", "a"), await made.connect("d", "b")
+async def ready_disk(made: Cluster, length: int = LENGTH) -> tuple[NvmeTcpHost, NvmeTcpHost, bytes]:
+    """A disk at both agents with `length` bytes written through a; hosts at a and b, and the bytes."""
+    await made.disk("d", SIZE, ["a", "b"])
+    at_a, at_b = await made.connect("d", "a"), await made.connect("d", "b")
+    data = pattern(7, length)
+    await fill(at_a, data)
+    return at_a, at_b, data
+
+
+@asynccontextmanager
+async def disk(made: Cluster) -> AsyncIterator[tuple[NvmeTcpHost, NvmeTcpHost, bytes]]:
+    """`ready_disk`, deleted at the end with everything allocated for it."""
+    at_a, at_b, data = await ready_disk(made)
+    yield at_a, at_b, data
+    await at_a.close()
+    await at_b.close()
+    await made.call("vdisk.delete", name="d", force=True)
+    containers = (await made.call("container.list"))["containers"]
+    assert not any(container["segments"]["mapped"] for container in containers), "everything is free again"
+
+
+def test_written_through_one_agent_read_through_the_other(stage: Stage) -> None:
+    async def play(made: Cluster) -> None:
+        async with disk(made) as (at_a, at_b, data):
             assert at_a.namespaces[1].uuid == at_b.namespaces[1].uuid
             assert await read(at_b, MIB, at=64 * MIB) == bytes(MIB), "a new disk reads as zeroes"
-            data = pattern(1, 24 * MIB)
-            await fill(at_a, data)
             assert hashlib.sha256(await read(at_b, len(data))).digest() == hashlib.sha256(data).digest()
             await fill(at_b, data[:MIB], at=MIB)
             assert await read(at_a, MIB, at=MIB) == data[:MIB], "a change through b is seen through a"
             shown = await made.call("vdisk.show", name="d")
-            assert shown["allocated_segments"] >= 24
+            assert shown["allocated_segments"] >= LENGTH // MIB
 
-    run(work())
+    stage.run(play)

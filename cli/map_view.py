@@ -17,8 +17,8 @@ CELLS_MAX = 1024
 ROW_CELLS = 64
 ALIKE_MIN = 3
 PNG_CELLS_MAX = 1 << 16
-PNG_ROW_CELLS = 256
-PNG_CELL_PIXELS = 5
+PNG_WIDTH_PIXELS = 1024
+PNG_SIDE_MAX = 24
 
 # Most telling first: what a cell of many segments shows.
 STATES: dict[str, tuple[str, str, tuple[int, int, int]]] = {
@@ -178,16 +178,22 @@ def legend(runs: Sequence[Run]) -> str:
     return "   ".join(f"{STATES[state][0]} {state} {counted[state]}" for state in STATES if counted[state])
 
 
+def png_layout(count: int) -> tuple[int, int]:
+    """(cells in a row, pixels of a cell's side): a picture twice as wide as high, of about the same width always."""
+    row_cells = 8
+    while row_cells * row_cells < 2 * count and row_cells < PNG_WIDTH_PIXELS // 4:
+        row_cells *= 2
+    return row_cells, min(PNG_SIDE_MAX, PNG_WIDTH_PIXELS // row_cells)
+
+
 def write_png(path: Path, runs: Sequence[Run], start: int, count: int) -> None:
     """The picture as a PNG file: a square per cell, and a legend below."""
     from PIL import Image, ImageDraw
 
     picture, _ = cells(runs, start, count, PNG_CELLS_MAX)
-    squares = rows(picture, PNG_ROW_CELLS)
-    side = PNG_CELL_PIXELS
-    row_width = max((len(line) for line in squares), default=1)
-    image_width = max(row_width * side, 480)
-    image = Image.new("RGB", (image_width, len(squares) * side + 24), (255, 255, 255))
+    row_cells, side = png_layout(len(picture))
+    squares = rows(picture, row_cells)
+    image = Image.new("RGB", (max(row_cells * side, 480), len(squares) * side + 24), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     for y, line in enumerate(squares):
         for x, cell in enumerate(line):

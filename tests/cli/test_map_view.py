@@ -86,7 +86,9 @@ def test_colours_tell_containers_apart() -> None:
 def test_the_png_has_a_square_for_each_cell(tmp_path: Path) -> None:
     path = tmp_path / "map.png"
     write_png(path, [Run(0, 1, "mapped", 0), Run(1, 299, "zero")], 0, 300)
+    row_cells, side = map_view.png_layout(300)
+    assert row_cells * side <= map_view.PNG_WIDTH_PIXELS
     with Image.open(path) as image:
         assert image.getpixel((1, 1)) == map_view.SLOT_PIXELS[0]
-        assert image.getpixel((map_view.PNG_CELL_PIXELS + 1, 1)) == map_view.STATES["zero"][2]
-        assert image.width == map_view.PNG_ROW_CELLS * map_view.PNG_CELL_PIXELS
+        assert image.getpixel((side + 1, 1)) == map_view.STATES["zero"][2]
+        assert image.size == (row_cells * side, -(-300 // row_cells) * side + 24)

@@ -6,7 +6,7 @@ The C core of bdev_segmap has the same functions and is compared with this one. 
 * A part *begins* when it joins its channel's generation and its entry is loaded, in that order, and ends in
   `complete`; parked parts have not begun.
 * While the lease does not cover now, nothing begins; a part begun before an expiry never succeeds after it.
-* A parked part is in exactly one place: a fault, the flush list or the suspended list.
+* A parked part is in exactly one place: a fault, the list of those without a lease, or the suspended list.
 * One fault per segment and kind is outstanding.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mapping.effects import BarrierReached, Complete, Effect, Fault, Forward, Part, ReturnZeroes, SendFault
+from mapping.effects import Complete, Effect, Fault, Forward, Part, ReturnZeroes, SendFault
 from mapping.entry import ERROR_ENTRY, FLAGS, MAPPED, State, has_location, low_words, normalised, slot_of, state_of
 from mapping.generations import Generations
 from mapping.lease import Lease
@@ -77,7 +77,7 @@ class Counters:
 class _Parked:
     faults: dict[tuple[int, FaultKind], Fault] = field(default_factory=dict)
     by_id: dict[int, Fault] = field(default_factory=dict)
-    flushes: list[Part] = field(default_factory=list)
+    unleased: list[Part] = field(default_factory=list)
     suspended: list[Part] = field(default_factory=list)
     count: int = 0
     earliest_ns: int | None = None
@@ -138,18 +138,16 @@ class Engine:
             return [self._fail(part, Status.WRITE_PROTECTED)]
         if self.suspended:
             return self._park(part, self._parked.suspended, now_ns)
-        if part.operation is _FLUSH:
-            if not self._lease.covers(now_ns):
-                return self._park(part, self._parked.flushes, now_ns)
-            return [self._begin(part)]
-        return self._decide(part, now_ns)
+        if not self._lease.covers(now_ns):
+            return self._park(part, self._parked.unleased, now_ns)
+        return [self._begin(part)] if part.operation is _FLUSH else self._decide(part, now_ns)
 
     def _decide(self, part: Part, now_ns: int) -> list[Effect]:
         if not self.present:
             return self._fault(part, 0, FaultKind.NO_TABLE, now_ns)
         if not (part.segment >= 0 and part.segment < self.table.segment_count):
             return [self._fail(part, Status.OUT_OF_RANGE)]
-        entry = self.table.entries[part.segment] if self._lease.covers(now_ns) else 0
+        entry = self.table.entries[part.segment]
         whole = self._reclaim_bit if part.length_blocks == self._blocks else 0
         action, kind = DECISIONS[entry & FLAGS | part.operation << 4 | whole]
         if action is _FORWARD:
@@ -173,19 +171,27 @@ class Engine:
         self.counters.failed += 1
         return Complete(part, status)
 
-    def complete(self, part: Part, status: Status, now_ns: int) -> list[Effect]:
+    def complete(self, part: Part, status: Status, now_ns: int, settled: bool = True) -> list[Effect]:
         """The container I/O of a forwarded part has ended.
 
         A read that outlived the lease it began under is tried afresh; anything else ends with LEASE_EXPIRED, since
-        its outcome may have been overtaken.
+        its outcome may have been overtaken. Not `settled`: the part ends for its host with a failure, but its container
+        may still carry it out (the connection was lost), so barriers go on waiting for it, until `settle`.
         """
-        reached: list[BarrierReached] = self.generations.end(part.channel, part.generation)
-        part.generation = -1
+        assert settled or status is not Status.OK, "success has settled"
+        reached = self.settle(part) if settled else []
         if part.begun_epoch == self._lease.epoch and self._lease.covers(now_ns):
             return [Complete(part, status), *reached]
-        if part.operation is Operation.READ:
+        if part.operation is Operation.READ and settled:
             return [*reached, *self.submit(part, now_ns)]
         return [self._fail(part, Status.LEASE_EXPIRED), *reached]
+
+    def settle(self, part: Part) -> list[Effect]:
+        """Nothing of the part can reach its container any more."""
+        assert part.generation >= 0, "a part ended twice"
+        reached = self.generations.end(part.channel, part.generation)
+        part.generation = -1
+        return list(reached)
 
     # --- parking -----------------------------------------------------------------------------------------------------
 
@@ -241,7 +247,7 @@ class Engine:
     def _take_all(self) -> list[Part]:
         parked = self._parked
         parts = [part for fault in list(parked.faults.values()) for part in self._take(fault)]
-        parts += parked.flushes + parked.suspended
+        parts += parked.unleased + parked.suspended
         self._parked = _Parked()
         return sorted(parts, key=lambda part: part.parked_ns)
 
@@ -257,7 +263,7 @@ class Engine:
         """Every parked part, in no order."""
         for fault in self._parked.faults.values():
             yield from fault.parts
-        yield from self._parked.flushes
+        yield from self._parked.unleased
         yield from self._parked.suspended
 
     def _drop(self, doomed: Callable[[Part], bool], status: Status) -> list[Effect]:
@@ -265,7 +271,7 @@ class Engine:
         dropped = [part for part in self.parked() if doomed(part)]
         gone = set(map(id, dropped))
         parked = self._parked
-        parked.flushes = [part for part in parked.flushes if id(part) not in gone]
+        parked.unleased = [part for part in parked.unleased if id(part) not in gone]
         parked.suspended = [part for part in parked.suspended if id(part) not in gone]
         parked.count -= len(dropped)
         for part in dropped:
@@ -404,18 +410,18 @@ class Engine:
         return self._retry(waiting, now_ns)
 
     def lease_expired(self, now_ns: int) -> list[Effect]:
-        """A new epoch: every entry forgotten, the sequence starts afresh, parked parts fault anew."""
+        """A new epoch: every entry forgotten, the sequence starts afresh; parked parts wait for the next lease."""
         self.table.wipe()
         self.sequence = 0
         self.refresh()
         return self._retry(self._take_all(), now_ns)
 
     def lease_granted(self, now_ns: int) -> list[Effect]:
-        """I/O may begin again: flushes that waited go on, and I/O that only the lease had stopped."""
+        """I/O may begin again: what waited for the lease is tried, and faults now if its entry stops it."""
         self.refresh()
-        waiting, self._parked.flushes = self._parked.flushes, []
+        waiting, self._parked.unleased = self._parked.unleased, []
         self._parked.count -= len(waiting)
-        return self._retry(waiting, now_ns) + self._reconsider(0, self.table.segment_count, now_ns)
+        return self._retry(waiting, now_ns)
 
     def resize(self, segment_count: int, now_ns: int) -> list[Effect]:
         """Change the number of segments; parked I/O beyond a smaller end ends with OUT_OF_RANGE."""

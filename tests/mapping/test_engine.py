@@ -324,6 +324,27 @@ class TestBarrier:
             BarrierReached("c", Status.OK),
         ]
 
+    def test_waits_for_what_its_container_may_still_carry_out(self) -> None:
+        engine = make()
+        engine.set_entries(5, 1, [pack(0, 1)], 0)
+        write = part(Operation.WRITE)
+        engine.submit(write, 1)
+        engine.barrier("b", 2)
+        assert engine.complete(write, Status.IO_ERROR, 3, settled=False) == [Complete(write, Status.IO_ERROR)]
+        assert engine.generations.begun == 1
+        assert engine.settle(write) == [BarrierReached("b", Status.OK)]
+        assert engine.generations.begun == 0
+
+    def test_an_unsettled_part_keeps_its_deadline(self) -> None:
+        engine = make(limits=Limits(io_ns=100))
+        engine.set_entries(5, 1, [pack(0, 1)], 0)
+        write = part(Operation.WRITE)
+        engine.submit(write, 0)
+        engine.complete(write, Status.IO_ERROR, 1, settled=False)
+        engine.barrier("b", 10)
+        assert engine.tick(110) == [BarrierReached("b", Status.BARRIER_TIMEOUT)]
+        assert engine.settle(write) == []
+
     def test_fails_at_the_io_deadline(self) -> None:
         engine = make(limits=Limits(io_ns=100))
         engine.set_entries(5, 1, [pack(0, 1)], 0)
@@ -393,15 +414,24 @@ class TestLease:
     def test_nothing_begins_without_one(self) -> None:
         engine = make()
         engine.set_entries(5, 1, [pack(0, 1)], 0)
-        fault = the_fault(engine.submit(part(), 10 * SECOND))
-        assert fault.state is State.INVALID
+        assert engine.submit(part(), 10 * SECOND) == [], "it waits, and asks nobody"
+        assert engine.parked_count == 1
+        assert engine.outstanding_faults() == []
+
+    def test_answers_that_come_without_one_cause_no_new_faults(self) -> None:
+        engine = make()
+        old = the_fault(engine.submit(part(), 1))
+        now = 10 * SECOND
+        assert engine.answer_replace(old.fault_id, 5, 1, [pack(0, 1)], now) == (Status.OK, [])
+        assert engine.parked_count == 1
 
     def test_expiry_wipes_and_parked_io_faults_anew(self) -> None:
         engine = make()
         engine.set_entries(6, 1, [pack(0, 1)], 0)
         engine.sequence = 9
         old = the_fault(engine.submit(part(Operation.WRITE), 1))
-        fault = the_fault(expire(engine, 2))
+        assert expire(engine, 2) == []
+        fault = the_fault(regrant(engine, 3))
         assert fault.fault_id > old.fault_id
         assert engine.table.counts()[State.INVALID] == 64
         assert engine.sequence == 0
@@ -428,8 +458,8 @@ class TestLease:
         read = part()
         engine.submit(read, 1)
         expire(engine, 2)
-        fault = the_fault(engine.complete(read, Status.OK, 3))
-        regrant(engine, 4)
+        assert engine.complete(read, Status.OK, 3) == []
+        fault = the_fault(regrant(engine, 4))
         assert engine.answer_replace(fault.fault_id, 5, 1, [pack(0, 1)], 5)[1] == [Forward(read)]
 
     def test_flush_waits_for_it(self) -> None:
@@ -444,7 +474,7 @@ class TestLease:
         engine = make()
         expire(engine, 1)
         read = part()
-        the_fault(engine.submit(read, 2))
+        assert engine.submit(read, 2) == []
         assert engine.set_entries(5, 1, [pack(0, 1)], 3)[0] is Status.OK
         assert regrant(engine, 4) == [Forward(read)]
 

@@ -29,6 +29,7 @@ RANGES = st.integers(0, SEGMENTS - 1).flatmap(lambda start: st.tuples(st.just(st
 
 class Histories(RuleBasedStateMachine):
     forwarded: Bundle[Part] = Bundle("forwarded")
+    unsettled: Bundle[Part] = Bundle("unsettled")
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,6 +132,20 @@ class Histories(RuleBasedStateMachine):
                 else:
                     assert effect.status is (Status.LEASE_EXPIRED if stale else status)
         return multiple(*self.apply(effects))
+
+    @rule(target=unsettled, part=consumes(forwarded))
+    def lose_connection(self, part: Part) -> Part:
+        _, epoch = self.begun[id(part)]
+        effects = self.engine.complete(part, Status.IO_ERROR, self.now, settled=False)
+        assert self.apply(effects) == []
+        assert id(part) in self.ended
+        self.begun[id(part)] = (part, epoch)
+        return part
+
+    @rule(part=consumes(unsettled))
+    def settle(self, part: Part) -> None:
+        del self.begun[id(part)]
+        assert self.apply(self.engine.settle(part)) == []
 
     @rule(target=forwarded, where=RANGES, entry=ENTRIES, fill=st.booleans(), blocking=st.booleans())
     def set_entries(self, where: tuple[int, int], entry: int, fill: bool, blocking: bool) -> Any:

@@ -247,6 +247,11 @@ class SqliteStore:
             rows = connection.execute(query, (after, limit))
             return [(number, decode_audit(number, EncodedAudit(*row))) for number, *row in rows]
 
+    def backup_into(self, destination: apsw.Connection) -> apsw.Backup:
+        """A copy of the whole store into an empty database, to be stepped by this thread, also between commits."""
+        with self._guard() as connection:
+            return destination.backup("main", connection, "main")
+
     def close(self) -> None:
         """Idempotent; never raises for what could not be copied back: the log has it. A broken store copies nothing."""
         connection, self._connection = self._connection, None

@@ -189,11 +189,15 @@ class Agent:
         received = event.received
         if isinstance(received, ResponseReceived):
             return self._plane_responded(received)
+        effects: list[Effect] = []
+        if received.type in RELAYED_UP and self.phase in (Phase.ADMITTING, Phase.OPEN):
+            effects.append(e.RelayController(received))
         if received.type is MessageType.EPOCH:
             self.standing = self.standing._replace(epoch=received.header.epoch)
-        if received.type in RELAYED_UP and self.phase in (Phase.ADMITTING, Phase.OPEN):
-            return [e.RelayController(received)]
-        return []
+            if self._renew_at is not None:
+                self._renew_at = self._now
+                effects += self._renew()
+        return effects
 
     def _plane_responded(self, received: ResponseReceived) -> list[Effect]:
         """To a request of ours, or to a relayed one: that is passed on if its session is still the present one."""

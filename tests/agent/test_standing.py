@@ -113,7 +113,11 @@ def test_a_welcome_may_take_its_time_but_not_for_ever() -> None:
 def test_a_new_epoch_is_known_and_passed_on() -> None:
     driver = Driver().open()
     epoch = notice(Epoch(Status.LEASE_EXPIRED), Header(5, 7, 2))
-    assert driver.step(e.FromDataPlane(epoch)) == [e.RelayController(epoch)]
+    relayed, renewal = driver.step(e.FromDataPlane(epoch))
+    assert relayed == e.RelayController(epoch)
+    assert isinstance(renewal, e.SendController), "I/O waits for a lease: it is asked for at once"
+    assert isinstance(renewal.message, LeaseRenew)
+    assert renewal.header.epoch == 2
     driver.advance(3)
     assert of(e.SendController, driver.effects)[-1].header.epoch == 2
 

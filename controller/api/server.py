@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from controller.api.errors import ApiError
 from controller.api.operations import (
@@ -36,6 +37,15 @@ LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 Call = Callable[[str, dict[str, Any], str], Awaitable[dict[str, Any]]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = logging.getLogger("segmap.api")
+peer_log = logging.getLogger("segmap.api.peer")
+
+
+def is_ours(record: logging.LogRecord) -> bool:
+    """False for what a peer got wrong: it has its answer, and can't be let fill our log with tracebacks."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+
+
+peer_log.addFilter(is_ours)
 
 
 class ApiServer:
@@ -57,7 +67,12 @@ class ApiServer:
         for operation in OPERATIONS:
             application.router.add_route(operation.method, operation.path, self._handler(operation))
         self._runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=STOP_TIMEOUT_S, handle_signals=False, keepalive_timeout=30
+            application,
+            access_log=None,
+            logger=peer_log,
+            shutdown_timeout=STOP_TIMEOUT_S,
+            handle_signals=False,
+            keepalive_timeout=30,
         )
         await self._runner.setup()
         if self._socket:

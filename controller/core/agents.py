@@ -53,15 +53,19 @@ class AttachState(StrEnum):
 
 
 class Attachment:
-    """A container at an agent. `detail` says what it waits for, or what went wrong."""
+    """A container at an agent. `detail` says what it waits for, or what went wrong.
 
-    __slots__ = ("detail", "flags", "slot", "state", "then")
+    `patient_until_ns`: from then on nothing else waits until it is attached; None: it has not been tried yet.
+    """
+
+    __slots__ = ("detail", "flags", "patient_until_ns", "slot", "state", "then")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
         self.state = AttachState.WAITING
         self.detail = ""
         self.flags = 0
+        self.patient_until_ns: int | None = None
         self.then: Callable[[int, Any, int], None] | None = None
 
 

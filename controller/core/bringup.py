@@ -66,7 +66,7 @@ class BringUp:
             container.slot
             for container in self._cluster.containers.values()
             if container.ready
-            and container.segment_size == vdisk.segment_size
+            and container.suits(vdisk.segment_size, vdisk.block_size)
             and (vdisk.slots is None or container.slot in vdisk.slots)
         ]
 
@@ -92,7 +92,10 @@ class BringUp:
             return
         container = self._cluster.containers[attachment.slot]
         allow = self._allow(agent, container, now_ns)
-        if not allow.confirmed:
+        if attachment.patient_until_ns is None:
+            attachment.patient_until_ns = now_ns + self._cluster.timing.retry_ns
+            self._cluster.timers.at(attachment.patient_until_ns, lambda now: self.reconcile(agent, now))
+        if not allow.confirmed and not allow.inherited:
             exporter = self._cluster.agents[container.exporter]
             attachment.detail = f"waiting for exporter {exporter.name} to let it in"
             return
@@ -136,11 +139,15 @@ class BringUp:
         subject = f"{agent.name}:{attachment.slot}"
         if status in DONE:
             attachment.state = AttachState.ATTACHED
+            attachment.patient_until_ns = None
             attachment.detail = ""
             cluster.log.clear(now_ns, "attach", subject, f"agent {agent.name} has attached container {name}")
         else:
             attachment.state = AttachState.FAILED
             attachment.detail = f"{Status(status).name} {response.detail}".strip()
+            for allow in cluster.fencing.allows_of(agent):
+                if allow.slot == attachment.slot:
+                    allow.inherited = False
             text = f"agent {agent.name} cannot attach container {name}: {attachment.detail}"
             cluster.log.alarm(now_ns, "attach", subject, text)
             self._retry(agent, now_ns)
@@ -185,11 +192,15 @@ class BringUp:
             allow.pending = False
             if status in DONE:
                 allow.confirmed = True
+                attachment = agent.attachments.get(allow.slot)
+                if attachment is not None and attachment.state is AttachState.FAILED:
+                    attachment.state = AttachState.WAITING
                 self.reconcile(agent, now_ns)
             elif allow.key in cluster.allows:
                 attachment = agent.attachments.get(allow.slot)
                 if attachment is not None:
-                    attachment.detail = f"deny by exporter: {Status(status).name} {response.detail}"
+                    detail = response.detail if response is not None else "no answer"
+                    attachment.detail = f"not let in by its exporter: {Status(status).name} {detail}".strip()
                 self._retry(agent, now_ns)
             if agent.standing is Standing.FENCING:
                 cluster.fencing.proceed(agent, now_ns)
@@ -245,19 +256,31 @@ class BringUp:
         elif table.state is TableState.CREATED and self._update_slots(table, now_ns):
             self._present(table, now_ns)
 
-    def _settled(self, table: AgentTable) -> frozenset[int] | None:
-        """The attached containers of the table's vdisk, or None while one is still to be tried."""
+    def _settled(self, table: AgentTable, now_ns: int) -> frozenset[int] | None:
+        """The attached containers of the table's vdisk, or None while another may be attached in a moment.
+
+        One whose container host is down is listed later: the others must not wait for it.
+        """
         attached = set()
         for slot in self.vdisk_slots(table.vdisk):
-            state = table.agent.attachments[slot].state if slot in table.agent.attachments else AttachState.WAITING
-            if state is AttachState.ATTACHED:
+            attachment = table.agent.attachments.get(slot)
+            if attachment is None:
+                return None
+            if attachment.state is AttachState.ATTACHED:
                 attached.add(slot)
-            elif state is not AttachState.FAILED:
+            elif attachment.state is not AttachState.FAILED and self._is_coming(attachment, now_ns):
                 return None
         return frozenset(attached)
 
+    def _is_coming(self, attachment: Attachment, now_ns: int) -> bool:
+        """It is being attached, or waits for an exporter that can be asked; and not for long yet."""
+        exporter = self._cluster.agents[self._cluster.containers[attachment.slot].exporter]
+        if attachment.state is AttachState.WAITING and not exporter.admitted:
+            return False
+        return attachment.patient_until_ns is None or now_ns < attachment.patient_until_ns
+
     def _create(self, table: AgentTable, now_ns: int) -> None:
-        slots = self._settled(table)
+        slots = self._settled(table, now_ns)
         if slots is None:
             return
         vdisk = table.vdisk
@@ -308,7 +331,7 @@ class BringUp:
 
     def _update_slots(self, table: AgentTable, now_ns: int) -> bool:
         """Tell the table its container list; True if it is up to date as far as it can be."""
-        slots = self._settled(table)
+        slots = self._settled(table, now_ns)
         if slots is None or table.slots_asked is not None:
             return False
         if slots == table.slots:

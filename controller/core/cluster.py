@@ -38,9 +38,23 @@ ANSWER_ENTRIES_MAX: Final = 65536
 
 
 class Allow:
-    """A host NQN that an exporter lets in to one container: recorded before it is sent (design: fences)."""
+    """A host NQN that an exporter lets in to one container: recorded before it is sent (design: fences).
 
-    __slots__ = ("agent", "command", "confirmed", "exporter", "hostnqn", "incarnation", "pending", "slot", "subnqn")
+    `inherited` from an earlier reign: the container may be attached already, whatever its exporter says now.
+    """
+
+    __slots__ = (
+        "agent",
+        "command",
+        "confirmed",
+        "exporter",
+        "hostnqn",
+        "incarnation",
+        "inherited",
+        "pending",
+        "slot",
+        "subnqn",
+    )
 
     def __init__(self, subnqn: str, hostnqn: str, exporter: int, agent: int, incarnation: int, slot: int) -> None:
         self.subnqn = subnqn
@@ -50,6 +64,7 @@ class Allow:
         self.incarnation = incarnation
         self.slot = slot
         self.confirmed = False
+        self.inherited = False
         self.pending = False
         self.command: Command | None = None
 
@@ -129,6 +144,7 @@ class Cluster:
             self._load_presentation(key, _dict(record))
         for record in objects.get("allow", {}).values():
             allow = Allow(**_dict(record))  # type: ignore[arg-type]
+            allow.inherited = True
             self.allows[allow.key] = allow
 
     def _load_presentation(self, key: str, record: dict[str, object]) -> None:

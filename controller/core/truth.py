@@ -160,6 +160,10 @@ class Container:
             "ready": self.ready,
         }
 
+    def suits(self, segment_size: int, block_size: int) -> bool:
+        """Whether a vdisk cut like this can lie in it: data planes refuse any other."""
+        return self.segment_size == segment_size and block_size % self.block_size == 0
+
 
 def segment_states(image: MapImage, container: Container) -> bytearray:
     """The container's states in the image, as long as the container has segments."""

@@ -64,6 +64,10 @@ class Volumes:
         segment_count = -(-size_bytes // segment_size)
         if not 0 < segment_count <= limits.vdisk_segments:
             raise Refusal("bad_argument", f"size_bytes is 1..{limits.vdisk_segments * segment_size}")
+        for container in [cluster.containers[slot] for slot in sorted(slots or ())]:
+            if not container.suits(segment_size, block_size):
+                cut = f"segments of {container.segment_size} bytes on blocks of {container.block_size}"
+                raise Refusal("bad_argument", f"container {container.name} has {cut}: the vdisk does not fit them")
         number = self._next_number
         if number >= 1 << 32:
             raise Refusal("limit", "vdisk numbers are used up")

@@ -30,9 +30,6 @@ _IO: Final = Struct("<QBBHI16xQI3xBQI12x")  # common header; opcode, flags, cid,
 _DATA_OR_RESPONSE: Final = Struct("<BBBBIQHHHH")  # common; result or CCCID, DATAO; SQHD or DATAL; cid; status
 _ALONE: Final = PduType.CAPSULE_CMD | 72 << 16 | 72 << 32
 _WITH_DATA: Final = PduType.CAPSULE_CMD | 72 << 16 | 72 << 24
-_CONTROLLER_PDUS: Final = frozenset(
-    {PduType.IC_RESP, PduType.C2H_TERM_REQ, PduType.CAPSULE_RESP, PduType.C2H_DATA, PduType.R2T}
-)
 _FES_TEXT: Final = {member.value: member.name.lower().replace("_", " ") for member in FatalError}
 
 
@@ -245,7 +242,7 @@ class InitiatorQueue:
         if available < pdu.COMMON_BYTES or self.failed is not None:
             return False
         kind, flags, hlen, pdo, plen = pdu.COMMON.unpack_from(receive.data, head)
-        self._check_common(kind, flags, hlen, pdo, plen)
+        self.framing.check_common(pdu.CONTROLLER, self.initialized, kind, flags, hlen, pdo, plen)
         digest_bytes = DIGEST_BYTES if flags & spec.FLAG_HDGST else 0
         if available < hlen + digest_bytes:
             return False
@@ -280,33 +277,6 @@ class InitiatorQueue:
         else:
             *_, fes, _fei = pdu.TERM.unpack_from(data, head)
             self.fail(f"the controller terminated the connection: {_FES_TEXT.get(fes, fes)}")
-
-    def _check_common(self, kind: int, flags: int, hlen: int, pdo: int, plen: int) -> None:
-        if kind not in _CONTROLLER_PDUS:
-            refuse_field(pdu.AT_TYPE, f"PDU type {kind:02x}h")
-        if kind != PduType.C2H_TERM_REQ and (kind == PduType.IC_RESP) == self.initialized:
-            raise PduError(FatalError.PDU_SEQUENCE_ERROR, 0, f"PDU type {kind:02x}h at this time")
-        if hlen != pdu.HEADER_BYTES[kind]:
-            refuse_field(pdu.AT_HLEN, f"header length {hlen}")
-        if kind in (PduType.IC_RESP, PduType.C2H_TERM_REQ):
-            top = hlen if kind == PduType.IC_RESP else hlen + pdu.TERM_DATA_MAX
-            if not hlen <= plen <= top:
-                refuse_field(pdu.AT_PLEN, f"PDU length {plen}")
-            return
-        framing = self.framing
-        start = hlen + (DIGEST_BYTES if framing.header_digest else 0)
-        if bool(flags & spec.FLAG_HDGST) != framing.header_digest:
-            refuse_field(pdu.AT_FLAGS, "header digest flag")
-        if kind != PduType.C2H_DATA:
-            if plen != start:
-                refuse_field(pdu.AT_PLEN, f"PDU length {plen}")
-            return
-        if not start <= pdo <= (pdu.ALIGNMENT_MAX + 1) * 4 or pdo % 4:
-            refuse_field(pdu.AT_PDO, f"data offset {pdo}")
-        if pdo + (DIGEST_BYTES if framing.data_digest else 0) >= plen:
-            refuse_field(pdu.AT_PLEN, f"PDU length {plen}")
-        if bool(flags & spec.FLAG_DDGST) != framing.data_digest:
-            refuse_field(pdu.AT_FLAGS, "data digest flag")
 
     def _ic_resp(self, head: int) -> None:
         *_, version, alignment, digests, h2c_data_max = pdu.IC.unpack_from(self._receive.data, head)

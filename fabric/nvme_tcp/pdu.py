@@ -8,7 +8,7 @@ fatal error status and the place, and ends the connection.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from google_crc32c import value as crc32c
 
@@ -93,6 +93,31 @@ def check_header_digest(header: bytes, received: int) -> None:
         raise PduError(FatalError.HEADER_DIGEST_ERROR, received, "header digest is wrong")
 
 
+class Sender(NamedTuple):
+    """The PDUs that one side may send: all, the two that frame a connection, and those with data."""
+
+    kinds: frozenset[int]
+    initialize: int
+    terminate: int
+    always_data: int
+    perhaps_data: int = -1
+
+
+HOST: Final = Sender(
+    frozenset({PduType.IC_REQ, PduType.H2C_TERM_REQ, PduType.CAPSULE_CMD, PduType.H2C_DATA}),
+    PduType.IC_REQ,
+    PduType.H2C_TERM_REQ,
+    PduType.H2C_DATA,
+    PduType.CAPSULE_CMD,
+)
+CONTROLLER: Final = Sender(
+    frozenset({PduType.IC_RESP, PduType.C2H_TERM_REQ, PduType.CAPSULE_RESP, PduType.C2H_DATA, PduType.R2T}),
+    PduType.IC_RESP,
+    PduType.C2H_TERM_REQ,
+    PduType.C2H_DATA,
+)
+
+
 class Framing:
     """How PDUs are laid out on one connection, as negotiated: digests and the receiver's data alignment."""
 
@@ -109,6 +134,43 @@ class Framing:
         """PDO: where data starts behind a header of this length."""
         start = header_bytes + (DIGEST_BYTES if self.header_digest else 0)
         return -(-start // self.alignment) * self.alignment
+
+    def check_common(
+        self, sender: Sender, initialized: bool, kind: int, flags: int, hlen: int, pdo: int, plen: int
+    ) -> int:
+        """The length of the data in a PDU with this common header.
+
+        Raises PduError for a header that cannot be, so that nothing is awaited in vain.
+        """
+        if kind not in sender.kinds:
+            refuse_field(AT_TYPE, f"PDU type {kind:02x}h")
+        if kind != sender.terminate and (kind == sender.initialize) == initialized:
+            raise PduError(FatalError.PDU_SEQUENCE_ERROR, 0, f"PDU type {kind:02x}h at this time")
+        if hlen != HEADER_BYTES[kind]:
+            refuse_field(AT_HLEN, f"header length {hlen}")
+        if kind in (sender.initialize, sender.terminate):
+            top = hlen if kind == sender.initialize else hlen + TERM_DATA_MAX
+            if not hlen <= plen <= top:
+                refuse_field(AT_PLEN, f"PDU length {plen}")
+            return 0
+        start = hlen + (DIGEST_BYTES if self.header_digest else 0)
+        if bool(flags & FLAG_HDGST) != self.header_digest:
+            refuse_field(AT_FLAGS, "header digest flag")
+        if plen == start and kind != sender.always_data:
+            return 0
+        return self._check_data(start, flags, pdo, plen, kind in (sender.always_data, sender.perhaps_data))
+
+    def _check_data(self, start: int, flags: int, pdo: int, plen: int, expected: bool) -> int:
+        digest_bytes = DIGEST_BYTES if self.data_digest else 0
+        if not expected or plen <= start + digest_bytes:
+            refuse_field(AT_PLEN, f"PDU length {plen}")
+        if not start <= pdo <= (ALIGNMENT_MAX + 1) * 4 or pdo % 4:
+            refuse_field(AT_PDO, f"data offset {pdo}")
+        if pdo + digest_bytes >= plen:
+            refuse_field(AT_PLEN, f"PDU length {plen}")
+        if bool(flags & FLAG_DDGST) != self.data_digest:
+            refuse_field(AT_FLAGS, "data digest flag")
+        return plen - pdo - digest_bytes
 
     def encode(self, kind: int, flags: int, header_rest: bytes, data: Buffer | None = None) -> list[Buffer]:
         """One PDU as buffers: common header + rest, digest, padding; the data untouched; its digest."""

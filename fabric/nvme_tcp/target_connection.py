@@ -35,7 +35,6 @@ _WRITE: Final = spec.PSDT_SGL << 8 | Opcode.WRITE
 _CAPSULE_ALONE: Final = PduType.CAPSULE_CMD | 72 << 16 | 72 << 32
 _CAPSULE_DATA: Final = PduType.CAPSULE_CMD | 72 << 16 | 72 << 24
 _CONTROL_PLAIN: Final = 0x7FFF  # any of these (FUA, protection …) leaves the fast path; limited retry does not
-_HOST_PDUS: Final = frozenset({PduType.IC_REQ, PduType.H2C_TERM_REQ, PduType.CAPSULE_CMD, PduType.H2C_DATA})
 
 
 class TargetConnection(QueuePair):
@@ -220,7 +219,9 @@ class TargetConnection(QueuePair):
         if available < pdu.COMMON_BYTES:
             return False
         kind, flags, hlen, pdo, plen = pdu.COMMON.unpack_from(receive.data, head)
-        self._check_common(kind, flags, hlen, pdo, plen)
+        length = self.framing.check_common(pdu.HOST, self.initialized, kind, flags, hlen, pdo, plen)
+        if kind == PduType.CAPSULE_CMD and length > self.limits.in_capsule(self.qid if self.controller else 0):
+            raise PduError(FatalError.LIMIT_EXCEEDED, 0, f"{length} bytes in a capsule")
         digest_bytes = DIGEST_BYTES if flags & spec.FLAG_HDGST else 0
         if available < hlen + digest_bytes:
             return False
@@ -242,38 +243,6 @@ class TargetConnection(QueuePair):
             else:
                 self.close("the host terminated the connection")
         return receive.sink is None and not self.closing
-
-    def _check_common(self, kind: int, flags: int, hlen: int, pdo: int, plen: int) -> None:
-        """Raise PduError for a common header that cannot be (so that nothing is awaited in vain)."""
-        if kind not in _HOST_PDUS:
-            refuse_field(pdu.AT_TYPE, f"PDU type {kind:02x}h")
-        if kind != PduType.H2C_TERM_REQ and (kind == PduType.IC_REQ) == self.initialized:
-            raise PduError(FatalError.PDU_SEQUENCE_ERROR, 0, f"PDU type {kind:02x}h at this time")
-        if hlen != pdu.HEADER_BYTES[kind]:
-            refuse_field(pdu.AT_HLEN, f"header length {hlen}")
-        if kind in (PduType.IC_REQ, PduType.H2C_TERM_REQ):
-            top = hlen if kind == PduType.IC_REQ else hlen + pdu.TERM_DATA_MAX
-            if not hlen <= plen <= top:
-                refuse_field(pdu.AT_PLEN, f"PDU length {plen}")
-            return
-        framing = self.framing
-        start = hlen + (DIGEST_BYTES if framing.header_digest else 0)
-        if bool(flags & spec.FLAG_HDGST) != framing.header_digest:
-            refuse_field(pdu.AT_FLAGS, "header digest flag")
-        if plen == start and kind == PduType.CAPSULE_CMD:
-            return
-        digest_bytes = DIGEST_BYTES if framing.data_digest else 0
-        if plen <= start + digest_bytes:
-            refuse_field(pdu.AT_PLEN, f"PDU length {plen}")
-        if not start <= pdo <= (pdu.ALIGNMENT_MAX + 1) * 4 or pdo % 4:
-            refuse_field(pdu.AT_PDO, f"data offset {pdo}")
-        if pdo + digest_bytes >= plen:
-            refuse_field(pdu.AT_PLEN, f"PDU length {plen}")
-        if bool(flags & spec.FLAG_DDGST) != framing.data_digest:
-            refuse_field(pdu.AT_FLAGS, "data digest flag")
-        size_max = self.limits.in_capsule(self.qid if self.controller is not None else 0)
-        if kind == PduType.CAPSULE_CMD and plen - pdo - digest_bytes > size_max:
-            raise PduError(FatalError.LIMIT_EXCEEDED, 0, f"{plen - pdo - digest_bytes} bytes in a capsule")
 
     def _ic_req(self, head: int) -> None:
         *_, version, alignment, digests, _r2t_max = pdu.IC.unpack_from(self._receive.data, head)

@@ -166,10 +166,11 @@ class Container:
 
 
 def segment_states(image: MapImage, container: Container) -> bytearray:
-    """The container's states in the image, as long as the container has segments."""
+    """The container's states in the image, as many as it has segments: a store loads them in chunks, to their ends."""
     states = image.segments.setdefault(container.slot, bytearray())
     if len(states) < container.segment_count:
         states.extend(bytes([SegmentState.FREE]) * (container.segment_count - len(states)))
+    del states[container.segment_count :]
     return states
 
 

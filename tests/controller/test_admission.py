@@ -416,3 +416,12 @@ def test_zeroing_that_was_refused_is_free_again_and_tried_later() -> None:
     del agent.refusing[m.ZeroSegments]
     rig.advance(3)
     assert counts(rig)["zeroed"] == 24
+
+
+def test_a_folded_store_gives_back_as_many_segments_as_the_container_has() -> None:
+    rig, _ = zeroing()
+    while rig.store.fold():
+        pass
+    rig.restart()
+    space = rig.core.cluster.allocator.spaces[0]
+    assert (space.zeroed.total, space.free.total) == (16, 47)

@@ -13,7 +13,7 @@ import asyncio
 import errno
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 from mmap import mmap
 from typing import Any, ClassVar, Final
@@ -70,6 +70,7 @@ class BdevIo:
     """One request: `offset` and `length` in bytes. A READ has its bytes in `data` when it ends well.
 
     `watched`: whoever submits it looks at `Bdev.losses` itself; else the bdev fails the flush that follows a loss.
+    `probe`: it goes ahead of what waits for `Bdev.verify`, and fails rather than wait.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class BdevIo:
         "offset",
         "operation",
         "owner",
+        "probe",
         "status",
         "watch",
         "watched",
@@ -99,6 +101,7 @@ class BdevIo:
         owner: object = None,
         fua: bool = False,
         watched: bool = False,
+        probe: bool = False,
     ) -> None:
         self.operation = operation
         self.offset = offset
@@ -111,6 +114,7 @@ class BdevIo:
         self.bdev: Bdev | None = None
         self.context: Any = None
         self.watched = watched
+        self.probe = probe
         self.watch: tuple[int, int] | None = None
         self.begun_ns = 0
 
@@ -195,6 +199,9 @@ class Bdev:
     """Base of all. `losses` counts the times that unflushed writes may have been lost here.
 
     `direct`: the memory that is the whole device, if it is one; whoever uses it counts in a DirectCount.
+    `attachments` counts the times that what is behind the bdev was attached anew. Before any I/O goes on then,
+    `verify`, which the holder of the claim sets, says whether it is still the same: None if that could not be told.
+    `refused`: it was not, and nobody has claimed it since.
     """
 
     product_name: ClassVar[str] = ""
@@ -215,6 +222,9 @@ class Bdev:
         self.claim: tuple[object, str] | None = None
         self.stat = IoStat()
         self.losses = 0
+        self.attachments = 0
+        self.verify: Callable[[], Awaitable[bool | None]] | None = None
+        self.refused = False
         self.removing = False
         self.gone = False
         self._unflushed: int | None = None
@@ -354,7 +364,13 @@ class Bdev:
 
 
 async def transfer(
-    bdev: Bdev, operation: Operation, offset: int = 0, length: int = 0, data: Buffer | None = None
+    bdev: Bdev,
+    operation: Operation,
+    offset: int = 0,
+    length: int = 0,
+    data: Buffer | None = None,
+    *,
+    probe: bool = False,
 ) -> tuple[Status, Buffer]:
     """One I/O, awaited: its status, and what a read has read."""
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -363,7 +379,7 @@ async def transfer(
         if not ended.done():
             ended.set_result(None)
 
-    io = BdevIo(operation, offset, length, done, data=data, watched=True)
+    io = BdevIo(operation, offset, length, done, data=data, watched=True, probe=probe)
     bdev.submit(io)
     await ended
     return io.status, io.data if operation is Operation.READ and io.data is not None else b""

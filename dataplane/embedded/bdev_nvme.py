@@ -1,7 +1,9 @@
 """Namespaces of remote NVMe/TCP controllers as bdevs, named `<controller>n<nsid>`.
 
 The host code restores a lost connection. I/O that a lost connection broke, or that comes meanwhile, waits and is tried
-again (every command here may be done twice), at most `wait_s` and at most WAITING_MAX of them; then it fails. If the
+again (every command here may be done twice), at most `wait_s` and at most WAITING_MAX of them; then it fails. A
+connection that is back is an attach: I/O goes on waiting until whoever has claimed the bdev has verified what is there
+now (design: containers are who they say); if that is something else, what waits fails. If the
 remote cache is volatile, a lost connection is a loss: whoever has unflushed writes there must not believe the next
 flush.
 """
@@ -28,6 +30,7 @@ from mapping.status import Status
 
 WAITING_MAX: Final = 4096
 WAIT_S: Final = 5.0
+VERIFY_RETRY_S: Final = 0.2
 BLOCKS_MAX: Final = 65536
 UNMAP_BLOCKS_MAX: Final = 1 << 22
 IO_QUEUES_MAX: Final = 4
@@ -106,6 +109,8 @@ class NvmeBdev(Bdev):
         extra = {Operation.WRITE_ZEROES} if namespace.write_zeroes else set()
         extra |= {Operation.UNMAP} if namespace.deallocate else set()
         self._operations = _OPERATIONS | extra
+        self.ready = True
+        self._verifying: asyncio.Task[None] | None = None
         self._waiting: deque[tuple[float, NvmeIo]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._running = 0
@@ -119,12 +124,12 @@ class NvmeBdev(Bdev):
         NvmeIo(self, io).begin()
 
     def wait(self, io: NvmeIo) -> None:
-        """The connection is lost: try again when it is back, if that is soon enough."""
+        """The connection is lost, or not verified yet: (try) again when it is, if that is soon enough."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         if io.deadline is None:
             io.deadline = now + self.controller.parameters.wait_s
-        if now >= io.deadline or len(self._waiting) >= WAITING_MAX or self.removing:
+        if now >= io.deadline or len(self._waiting) >= WAITING_MAX or self.removing or io.io.probe:
             io.fail(Status.IO_ERROR)
             return
         self._waiting.append((io.deadline, io))
@@ -134,7 +139,7 @@ class NvmeBdev(Bdev):
     def _expire(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        self._take(lambda deadline: deadline <= now, lambda io: io.fail(Status.IO_ERROR))
+        self._take(lambda deadline: deadline <= now, _fail)
         if self._waiting:
             self._timer = asyncio.get_running_loop().call_at(min(item[0] for item in self._waiting), self._expire)
 
@@ -146,11 +151,36 @@ class NvmeBdev(Bdev):
             use(io)
 
     def restored(self) -> None:
-        """The connection is back."""
-        self._take(lambda _: True, NvmeIo.begin)
+        """The connection is back; what is there has to be verified if somebody relies on it."""
+        self.attachments += 1
+        if self.verify is None:
+            self._go_on(True)
+        else:
+            self._verifying = asyncio.get_running_loop().create_task(self._verify())
+
+    async def _verify(self) -> None:
+        verdict: bool | None = None
+        while verdict is None and self.verify is not None:
+            verdict = await self.verify()
+            if verdict is None:
+                await asyncio.sleep(VERIFY_RETRY_S)
+        self._go_on(verdict is not False)
+
+    def _go_on(self, same: bool) -> None:
+        """I/O may go to the controller again; what was meant for something else fails."""
+        self.ready, self.refused = True, not same
+        self._take(lambda _: True, NvmeIo.begin if same else _fail)
+
+    def _hold(self) -> None:
+        """Nothing goes to the controller any more."""
+        self.ready = False
+        if self._verifying is not None:
+            self._verifying.cancel()
+            self._verifying = None
 
     def lost(self) -> None:
         """The connection is gone, and what was only in the remote cache may be too."""
+        self._hold()
         if self.volatile_cache:
             self.losses += 1
 
@@ -175,7 +205,8 @@ class NvmeBdev(Bdev):
             self._idle = None
 
     async def close(self) -> None:
-        self._take(lambda _: True, lambda io: io.fail(Status.IO_ERROR))
+        self._hold()
+        self._take(lambda _: True, _fail)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -219,6 +250,9 @@ class NvmeIo:
     def begin(self) -> None:
         """Send every command of it; also once more, when the connection is back."""
         io, bdev = self.io, self.bdev
+        if not bdev.ready and not io.probe:
+            bdev.wait(self)
+            return
         self._lost, self._status, self._left = False, Status.OK, 1
         if io.operation is Operation.READ:
             self._buffer = bytearray(io.length)
@@ -282,6 +316,10 @@ class NvmeIo:
         self.bdev.ended(self.io, status)
 
 
+def _fail(io: NvmeIo) -> None:
+    io.fail(Status.IO_ERROR)
+
+
 def _known(code: int) -> bool:
     return code in spec.Status.__members__.values()
 
@@ -332,8 +370,11 @@ class NvmeController:
             bdev.lost()
 
     def _restored(self, *_: Any) -> None:
-        for bdev in list(self.bdevs.values()):
-            bdev.restored()
+        for nsid, bdev in list(self.bdevs.items()):
+            namespace = self.host.namespaces.get(nsid)
+            if namespace is not None and namespace.block_size == bdev.block_size:
+                bdev.restored()
+        self._namespaces_changed()
 
     def _namespaces_changed(self, *_: Any) -> None:
         if self._changing is None or self._changing.done():
@@ -342,8 +383,9 @@ class NvmeController:
     async def _follow(self) -> None:
         """Make the bdevs what the namespaces are."""
         now = self.host.namespaces
-        for nsid in [nsid for nsid in self.bdevs if nsid not in now]:
-            await self._layer.unregister(self.bdevs.pop(nsid))
+        for nsid, bdev in list(self.bdevs.items()):
+            if nsid not in now or now[nsid].block_size != bdev.block_size:
+                await self._layer.unregister(self.bdevs.pop(nsid))
         for nsid, namespace in now.items():
             bdev = self.bdevs.get(nsid)
             if bdev is None:
@@ -366,13 +408,21 @@ class NvmeController:
         await self.host.close()
         await leaving
 
+    @property
+    def state(self) -> str:
+        """In SPDK's words; failed: it leads to something else than it did."""
+        bdevs = self.bdevs.values()
+        if any(bdev.refused for bdev in bdevs):
+            return "failed"
+        return "enabled" if self.host.connected and all(bdev.ready for bdev in bdevs) else "resetting"
+
     def report(self) -> dict[str, Any]:
         """One element of bdev_nvme_get_controllers."""
         return {
             "name": self.parameters.name,
             "ctrlrs": [
                 {
-                    "state": "enabled" if self.host.connected else "resetting",
+                    "state": self.state,
                     "trid": self.parameters.trid(),
                     "cntlid": self.host.controller.cntlid,
                     "host": {

@@ -2,12 +2,16 @@
 
 INITIALIZE writes the label, and refuses a bdev that holds something: another container's label, or bytes in its first
 or last segment. FORCE writes over it. Binding is serialised per slot; a slot whose bdev was lost may be bound again to
-the same container.
+the same container. A bdev that comes back from a lost connection is verified again before any I/O goes on; if it is
+not the container any more, the slot has lost its bdev. RENEW writes a verified label anew, with the store's newer
+generation.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from channel.messages import Attached, BindSlot
@@ -22,6 +26,7 @@ CLAIM: Final = "read_many_write_one"
 _CHUNK: Final = 1 << 20
 _SEGMENT_SIZE_MIN: Final = 4096
 _SEGMENT_SIZE_MAX: Final = 1 << 30
+_log = logging.getLogger("segmap.target")
 
 
 class BindFailed(Exception):
@@ -70,7 +75,7 @@ class ContainerBinder:
         if bdev is None:
             raise BindFailed(Status.NOT_FOUND, f"there is no bdev {request.bdev_name}")
         if known is not None and known.bdev is bdev:
-            _verify(known.label, _wanted(request, bdev))
+            known.label = await _verified(request, bdev, known.label)
             return known
         if known is not None and known.bdev is not None:
             raise BindFailed(Status.EXISTS, f"slot {request.slot} is bound to bdev {known.bdev.name}")
@@ -92,17 +97,27 @@ class ContainerBinder:
                 if container is not None and container.bdev is bdev:
                     container.lost()
 
+        async def verify() -> bool | None:
+            if container is None or container.bdev is not bdev:
+                return True
+            return await _is_still(container, bdev)
+
         close = self._opened(bdev, owner, on_event)
+        bdev.verify = verify
         try:
+            attachments = bdev.attachments
             label = await self._label(request, bdev)
             if lost:
                 raise BindFailed(Status.NOT_FOUND, f"bdev {bdev.name} was removed meanwhile")
+            if bdev.attachments != attachments:
+                raise BindFailed(Status.IO_ERROR, f"the connection of bdev {bdev.name} was lost meanwhile")
             status = self._host.plane.bind_slot(request.slot, request.container)
             if status is not Status.OK:
                 raise BindFailed(status, f"slot {request.slot} is bound to another container")
         except BaseException:
             close()
             raise
+        bdev.refused = False
         if container is None:
             container = self._host.containers[request.slot] = Container(
                 request.slot, label, bdev, close, self._host.disarm
@@ -120,6 +135,7 @@ class ContainerBinder:
             raise
 
         def close() -> None:
+            bdev.verify = None
             self._layer.release(bdev, owner)
             close_bdev()
 
@@ -137,8 +153,7 @@ class ContainerBinder:
         if not request.flags & AttachFlags.INITIALIZE:
             if found is None:
                 raise BindFailed(Status.LABEL_MISMATCH, why)
-            _verify(found, wanted)
-            return found
+            return await _verified(request, bdev, found)
         if not request.flags & AttachFlags.FORCE:
             await _refuse_foreign(bdev, wanted, found)
         await _write_label(bdev, wanted)
@@ -168,6 +183,32 @@ def _wanted(request: BindSlot, bdev: Bdev) -> Label:
     return Label(request.cluster, request.container, request.generation, size, count)
 
 
+async def _verified(request: BindSlot, bdev: Bdev, found: Label) -> Label:
+    """The label, if it is the right one; with RENEW, one of an older store generation is written anew."""
+    wanted = _wanted(request, bdev)
+    _verify(found, wanted)
+    if not request.flags & AttachFlags.RENEW or found.generation >= wanted.generation:
+        return found
+    await _write_label(bdev, wanted)
+    return wanted
+
+
+async def _is_still(container: Container, bdev: Bdev) -> bool | None:
+    """Whether the bdev, attached anew, is what the container was; if not, the container is lost. None: unknown."""
+    try:
+        data = await _read(bdev, 0, LABEL_BYTES, probe=True)
+    except BindFailed:
+        return None
+    try:
+        found = decode(data)
+        replace(container.label, generation=found.generation).verify(found)  # another agent may have renewed it
+    except LabelError as error:
+        _log.error("slot %d: bdev %s has come back as something else: %s", container.slot, bdev.name, error)
+        container.lost()
+        return False
+    return True
+
+
 def _verify(found: Label, wanted: Label) -> None:
     try:
         wanted.verify(found)
@@ -175,8 +216,8 @@ def _verify(found: Label, wanted: Label) -> None:
         raise BindFailed(Status.LABEL_MISMATCH, str(error)) from None
 
 
-async def _read(bdev: Bdev, offset: int, length: int) -> bytes:
-    status, data = await transfer(bdev, Operation.READ, offset, length)
+async def _read(bdev: Bdev, offset: int, length: int, probe: bool = False) -> bytes:
+    status, data = await transfer(bdev, Operation.READ, offset, length, probe=probe)
     if status is not Status.OK:
         raise BindFailed(Status.IO_ERROR, f"reading bdev {bdev.name} at {offset}: {status.name}")
     return bytes(data)

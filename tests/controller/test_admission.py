@@ -422,6 +422,7 @@ def test_a_folded_store_gives_back_as_many_segments_as_the_container_has() -> No
     rig, _ = zeroing()
     while rig.store.fold():
         pass
+    rig.ask("vdisk.create", name="v", size_bytes=1 << 20)  # a commit: what was folded before it survives
     rig.restart()
     space = rig.core.cluster.allocator.spaces[0]
     assert (space.zeroed.total, space.free.total) == (16, 47)

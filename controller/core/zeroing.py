@@ -1,8 +1,10 @@
 """Keeping zeroed segments ahead of demand (design: 1, 10).
 
 A mapper agent zeroes and flushes; the segments are ZEROING in the store before it is told to, and ZEROED only in a
-commit after its answer. If the outcome is unknown they are QUARANTINED until that incarnation is over: a late zero
-must not land on somebody's data.
+commit after its answer. If the outcome is unknown they are QUARANTINED: a late zero must not land on somebody's data.
+If only the session broke, the same incarnation is told to zero them once more: it does one job at a time, so its answer
+says that the first has ended, too. After a failed I/O nothing says so before the incarnation is over; so as long as
+zeroing fails, single segments are tried, and ever less often.
 """
 
 from __future__ import annotations
@@ -20,6 +22,12 @@ from mapping.entry import pack
 from mapping.status import Status
 
 KIND: Final = "zero"
+RUNNING: Final = "running"
+INTERRUPTED: Final = "interrupted"
+"""Nobody has answered: to be ordered again."""
+QUARANTINED: Final = "quarantined"
+"""Failed: to be forgotten when the incarnation is over."""
+REST_DOUBLED_MAX: Final = 8
 NOT_BEGUN: Final = frozenset(
     (
         Status.NO_CONTAINER,
@@ -38,12 +46,13 @@ Runs = list[tuple[int, int]]
 
 
 class Zeroing:
-    """At most one batch per container is under way."""
+    """At most one batch per container is under way: `running` is its job, by slot."""
 
     def __init__(self, cluster: Cluster, jobs: dict[int, Job]) -> None:
         self._cluster = cluster
         self._jobs: dict[int, Job] = {}
-        self._running: set[int] = set()
+        self._running: dict[int, int] = {}
+        self._failures: dict[int, int] = {}
         self._resting: set[int] = set()
         self._low = True
         self._next_job = max(jobs, default=0) + 1
@@ -67,18 +76,21 @@ class Zeroing:
             self.consider(now_ns)
 
     def resume(self, now_ns: int) -> None:
-        """After a restart: nobody knows how far the zeroers got, so only their end frees the segments."""
+        """After a restart: nobody knows how far the zeroers got, so they are asked again, or have to end."""
         for job in list(self._jobs.values()):
             payload = _payload(job)
             agent = self._cluster.agents.get(payload["agent"])
             current = agent is not None and agent.incarnation == payload["incarnation"]
             if not current or agent is None or agent.standing.value == "fenced":
                 self._release(job, SegmentState.FREE, now_ns)
-            elif job.state != "quarantined":
-                self._quarantine(job, now_ns)
+            elif job.state == RUNNING:
+                self._set_aside(job, INTERRUPTED)
 
     def consider(self, now_ns: int) -> None:
-        """Begin a batch wherever the pool is low and there is something to zero."""
+        """Go on with what was interrupted; begin a batch wherever the pool is low and there is something to zero."""
+        for job in list(self._jobs.values()):
+            if job.state == INTERRUPTED:
+                self._repeat(job, now_ns)
         for slot, space in self._cluster.allocator.spaces.items():
             low = space.zeroed.total < self._cluster.limits.zeroed_pool_segments
             if low and space.free.total and slot not in self._running and slot not in self._resting:
@@ -90,31 +102,47 @@ class Zeroing:
         """A leased agent that has the container; failing that, ask one to attach it."""
         mappers = [agent for agent in self._cluster.agents.values() if agent.admitted and agent.mapper]
         for agent in mappers:
-            attachment = agent.attachments.get(slot)
-            if agent.granted and attachment is not None and attachment.state is AttachState.ATTACHED:
+            if self._able(agent, slot):
                 return agent
         if mappers and not any(slot in agent.attachments for agent in mappers):
             self._cluster.bringup.want(mappers[0], slot, now_ns)
         return None
 
+    def _able(self, agent: Agent, slot: int) -> bool:
+        attachment = agent.attachments.get(slot)
+        leased = agent.admitted and agent.granted
+        return leased and attachment is not None and attachment.state is AttachState.ATTACHED
+
+    def _repeat(self, job: Job, now_ns: int) -> None:
+        """Order it again from the incarnation that may still be at it."""
+        payload = _payload(job)
+        slot, agent = payload["slot"], self._cluster.agents[payload["agent"]]
+        if slot in self._running or slot in self._resting or agent.incarnation != payload["incarnation"]:
+            return
+        if self._able(agent, slot):
+            self._running[slot] = job.id
+            self._send(agent, job, now_ns)
+        elif agent.admitted and slot not in agent.attachments and slot in self._cluster.containers:
+            self._cluster.bringup.want(agent, slot, now_ns)
+
     def _begin(self, agent: Agent, space: Space, now_ns: int) -> None:
         cluster, slot = self._cluster, space.slot
         runs: Runs = []
-        left = cluster.limits.zero_batch_segments
+        left = 1 if slot in self._failures else cluster.limits.zero_batch_segments
         while left and (run := space.free.take(left)) is not None:
             runs.append(run)
             left -= run[1]
         job = Job(
             self._next_job,
             KIND,
-            "running",
+            RUNNING,
             0,
             sum(count for _, count in runs),
             {"agent": agent.number, "incarnation": agent.incarnation, "slot": slot, "runs": runs},
         )
         self._next_job += 1
         self._jobs[job.id] = job
-        self._running.add(slot)
+        self._running[slot] = job.id
         cluster.journal.job(job)
         self._mark(slot, runs, SegmentState.ZEROING)
         incarnation = agent.incarnation
@@ -128,7 +156,10 @@ class Zeroing:
     def _order(self, agent: Agent, incarnation: int, job: Job, now_ns: int) -> None:
         if not agent.admitted or agent.incarnation != incarnation or not agent.granted:
             self._release(job, SegmentState.FREE, now_ns)
-            return
+        else:
+            self._send(agent, job, now_ns)
+
+    def _send(self, agent: Agent, job: Job, now_ns: int) -> None:
         payload = _payload(job)
         runs = [SegmentRun(pack(payload["slot"], start), count) for start, count in payload["runs"]]
         self._cluster.commands.order(
@@ -142,20 +173,23 @@ class Zeroing:
     def _done(self, job: Job, status: int, response: Any, now_ns: int) -> None:
         if job.id not in self._jobs:
             return
+        slot, refused = _payload(job)["slot"], response is not None and status in NOT_BEGUN
+        repeated = self._jobs[job.id].state == INTERRUPTED
         if response is not None and status == Status.OK:
+            self._failures.pop(slot, None)
             self._release(job, SegmentState.ZEROED, now_ns)
-        elif (response is not None and status in NOT_BEGUN) or (
-            response is None and status == Status.STALE_INCARNATION
-        ):
-            self._rest(_payload(job)["slot"], now_ns)
+        elif (refused and not repeated) or (response is None and status == Status.STALE_INCARNATION):
+            self._rest(slot, now_ns)
             self._release(job, SegmentState.FREE, now_ns)
+        elif refused or response is None or status == Status.LEASE_EXPIRED:
+            self._rest(slot, now_ns)
+            self._set_aside(job, INTERRUPTED)
         else:
-            detail = response.detail if response is not None else "the session ended"
-            slot = _payload(job)["slot"]
-            text = f"zeroing {job.total} segments of container slot {slot}: {Status(status).name} {detail}"
+            text = f"zeroing {job.total} segments of container slot {slot}: {Status(status).name} {response.detail}"
             self._cluster.log.add(now_ns, "warning", "zeroing", f"{text}; they are quarantined")
-            self._rest(_payload(job)["slot"], now_ns)
-            self._quarantine(job, now_ns)
+            self._failures[slot] = self._failures.get(slot, 0) + 1
+            self._rest(slot, now_ns)
+            self._set_aside(job, QUARANTINED)
 
     def _rest(self, slot: int, now_ns: int) -> None:
         """Do not try again at once."""
@@ -164,16 +198,24 @@ class Zeroing:
             self._resting.discard(slot)
             self.consider(now_ns)
 
-        self._resting.add(slot)
-        self._cluster.timers.at(now_ns + self._cluster.timing.retry_ns, rested)
+        if slot not in self._resting:
+            self._resting.add(slot)
+            doubled = min(self._failures.get(slot, 0), REST_DOUBLED_MAX)
+            self._cluster.timers.at(now_ns + (self._cluster.timing.retry_ns << doubled), rested)
 
-    def _quarantine(self, job: Job, now_ns: int) -> None:
+    def _set_aside(self, job: Job, state: str) -> None:
+        """Its segments are QUARANTINED: whoever was told to zero them may still do so."""
         payload = _payload(job)
-        kept = Job(job.id, job.kind, "quarantined", job.progress, job.total, job.payload)
-        self._jobs[job.id] = kept
-        self._running.discard(payload["slot"])
-        self._cluster.journal.job(kept)
-        self._mark(payload["slot"], payload["runs"], SegmentState.QUARANTINED)
+        self._no_longer_running(job)
+        if self._jobs[job.id].state != state:
+            self._jobs[job.id] = kept = Job(job.id, job.kind, state, job.progress, job.total, job.payload)
+            self._cluster.journal.job(kept)
+            self._mark(payload["slot"], payload["runs"], SegmentState.QUARANTINED)
+
+    def _no_longer_running(self, job: Job) -> None:
+        slot = _payload(job)["slot"]
+        if self._running.get(slot) == job.id:
+            del self._running[slot]
 
     def _release(self, job: Job, state: SegmentState, now_ns: int) -> None:
         """The job is over: its segments are ZEROED, or FREE as before."""
@@ -185,7 +227,7 @@ class Zeroing:
             cluster.journal.records.segment_run(slot, start, count, state)
 
         def committed(now_ns: int) -> None:
-            self._running.discard(slot)
+            self._no_longer_running(job)
             for start, count in runs:
                 cluster.image.fill_segments(slot, start, count, state)
             space = cluster.allocator.spaces.get(slot)

@@ -127,7 +127,7 @@ class Fencing:
             self._denying.discard(allow.key)
             if allow.key not in cluster.allows:
                 return
-            if status in (Status.OK, Status.NOT_FOUND):
+            if status == Status.OK:
                 self.denied(allow)
                 self.proceed(agent, now_ns)
                 return

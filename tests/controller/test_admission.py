@@ -118,7 +118,7 @@ def test_a_new_instance_is_admitted_after_the_old_incarnation_is_denied() -> Non
     assert agent.incarnation > old
 
 
-@pytest.mark.parametrize("status", [Status.NOT_FENCED, Status.TIMEOUT, Status.INTERNAL])
+@pytest.mark.parametrize("status", [Status.NOT_FENCED, Status.TIMEOUT, Status.NOT_FOUND])
 def test_what_is_not_confirmed_is_not_fenced_and_is_tried_again(status: Status) -> None:
     rig = Rig()
     (agent,) = rig.disk_at("a")

@@ -104,7 +104,7 @@ class BringUp:
         incarnation = agent.incarnation
         self._cluster.commands.order(
             agent,
-            lambda: (self._attach_message(container, attachment.flags), 0, False),
+            lambda: (self._attach_message(container, 0 if container.ready else attachment.flags), 0, False),
             lambda status, response, now: self._attached(agent, incarnation, attachment, status, response, now),
             now_ns,
         )

@@ -92,7 +92,7 @@ class Containers:
 
         def answered(status: int, response: Any, now_ns: int) -> None:
             if status in (Status.OK, Status.EXISTS) and response is not None:
-                attachment.then, attachment.flags = None, 0
+                attachment.then = None
                 self._ready(container, response, done, now_ns)
             elif status in _LASTING:
                 attachment.then = None
@@ -116,8 +116,11 @@ class Containers:
     def _ready(
         self, container: Container, response: Any, done: Callable[[Refusal | None, int], None], now_ns: int
     ) -> None:
-        """The label is there, and flushed."""
+        """The label is there, and flushed: nobody writes it again, or a container that has lost all would go unseen."""
         cluster = self._cluster
+        for agent in cluster.agents.values():
+            if container.slot in agent.attachments:
+                agent.attachments[container.slot].flags = 0
         if container.ready:
             done(None, now_ns)
             return

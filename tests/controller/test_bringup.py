@@ -129,3 +129,23 @@ def test_containers_with_larger_blocks_are_not_for_every_vdisk() -> None:
     rig.ask("vdisk.create", name="w", size_bytes=SEGMENT_SIZE, block_size=4096, containers=["k4"])
     rig.ask("vdisk.present", name="w", agents=["a"], any_host=True)
     assert agent.ordered(m.CreateTable)[-1].slots == [1]
+
+
+def test_a_label_is_written_once_whoever_finishes_first() -> None:
+    rig = Rig()
+    rig.exporter(exports={"disk": 64})
+    slow = rig.agent("a")
+    slow.say(m.LeaseRenew(1))
+    slow.auto = False
+    rig.ask("container.add", name="c", agent="store", export="disk", contents="zeroed", force=True)
+    assert slow.asked[-1][2].flags
+    quick = rig.agent("b")
+    quick.say(m.LeaseRenew(1))
+    slow.drop()
+    rig.advance(31)
+    assert rig.ask("container.add", name="c", agent="store", export="disk", contents="zeroed")["state"] == "ready"
+    slow.hello()
+    assert slow.asked[-1][2].slot == 0
+    assert not slow.asked[-1][2].flags, "a container that has lost everything must not be labelled anew"
+    slow.respond(which=m.AttachContainer)
+    assert rig.ask("container.show", name="c")["attached_at"] == ["a", "b"]

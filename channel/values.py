@@ -115,10 +115,12 @@ class TableFlags(IntFlag):
 
 
 class AttachFlags(IntFlag):
-    """What to do with the label (ATTACH_CONTAINER.flags, BIND_SLOT.flags): write it; also over foreign data."""
+    """What to do with the label (ATTACH_CONTAINER.flags, BIND_SLOT.flags): write it; also over foreign data; or verify
+    it and, if it is of an older store generation, write it anew."""
 
     INITIALIZE = 1
     FORCE = 2
+    RENEW = 4
 
 
 class PresentFlags(IntFlag):

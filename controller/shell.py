@@ -20,6 +20,7 @@ from typing import Any, Final
 from channel import events as channel_events
 from channel.messages import MapFault
 from controller.api.errors import ApiError
+from controller.api.operations import BY_NAME, SHELL_OPERATIONS
 from controller.config import ControllerConfig
 from controller.core.effects import (
     BatchCommitted,
@@ -32,12 +33,14 @@ from controller.core.effects import (
     MessageReceived,
     OperationRequested,
     Persist,
+    ReadStore,
     RefuseOperation,
     Reply,
     ResponseReceived,
     Send,
     SessionEnded,
     SessionOpened,
+    StoreWasRead,
     TimePassed,
     Welcome,
 )
@@ -46,6 +49,7 @@ from controller.links import IDENTITY_PREFIX, Link
 from controller.store.interface import Committed, StaleTerm, StoreError
 from controller.store.sqlite import SqliteStore
 from controller.store.writer import CommitterFull, GroupCommitter
+from controller.storekeeping import StoreKeeper
 from mapping.status import Status
 from transport import tcp
 from transport.connection import Connection, Listener
@@ -66,6 +70,7 @@ class ControllerShell:
     def __init__(self, config: ControllerConfig) -> None:
         self._config = config
         self._committer = GroupCommitter(lambda: SqliteStore.open(config.store_path))
+        self._keeper = StoreKeeper(self._committer, config.store_path)
         self._core: Controller | None = None
         self._links: dict[int, Link] = {}
         self._numbers = itertools.count(1)
@@ -118,6 +123,7 @@ class ControllerShell:
         if self._timer is not None:
             self._timer.cancel()
         self._fail_calls("unavailable", "the controller stops")
+        await self._keeper.stop()
         await self._committer.close()
         if self._config.port_file is not None:
             self._config.port_file.unlink(missing_ok=True)
@@ -313,6 +319,8 @@ class ControllerShell:
             future = self._calls.pop(effect.token, None)
             if future is not None and not future.done():
                 future.set_exception(ApiError(effect.code, effect.text, effect.hint))
+        elif isinstance(effect, ReadStore):
+            self._spawn(self._read_store(self._core, effect.token))
         elif isinstance(effect, Log):
             _log.log(_LEVELS[effect.severity], "controller: %s", effect.text)
         elif isinstance(effect, Depose):
@@ -346,6 +354,8 @@ class ControllerShell:
         """Do an operation. Raises ApiError."""
         if self._core is None:
             raise ApiError("unavailable", "the controller is starting, or has lost its store", "try again")
+        if operation in SHELL_OPERATIONS:
+            return await self._call_keeper(self._core, operation, BY_NAME[operation].arguments(args))
         token = next(self._tokens)
         future = self._loop.create_future()
         self._calls[token] = future
@@ -354,6 +364,25 @@ class ControllerShell:
             return self._with_time(operation, await future)
         finally:
             self._calls.pop(token, None)
+
+    async def _call_keeper(self, core: Controller, operation: str, args: dict[str, Any]) -> dict[str, Any]:
+        if operation == "store.backup":
+            return await self._keeper.backup(args["path"])
+        return {
+            "path": str(self._config.store_path),
+            "size_bytes": self._keeper.size_bytes(),
+            "cluster": str(core.cluster.uuid),
+            "term": core.term,
+            "generation": core.cluster.generation,
+            "sequence": core.cluster.sequence,
+            "frozen": core.cluster.frozen,
+            "backup": self._keeper.newest(),
+        }
+
+    async def _read_store(self, core: Controller | None, token: int) -> None:
+        state, findings = await self._keeper.read()
+        if core is not None and core is self._core:
+            self._post(StoreWasRead(token, state, findings))
 
     def _with_time(self, operation: str, result: dict[str, Any]) -> dict[str, Any]:
         """The core has no wall clock: add it where events are shown."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli.command import Command
-from cli.commands import agents, cluster, configuration, containers, daemons, io, maps, pki, vdisks
+from cli.commands import agents, cluster, configuration, containers, daemons, io, maps, pki, store, vdisks
 
 GROUPS: dict[str, str] = {
     "container": "Storage that vdisks are made of.",
@@ -11,6 +11,7 @@ GROUPS: dict[str, str] = {
     "agent": "Mapping agents and container hosts; with --config, the daemon itself.",
     "io": "Data in and out of vdisks, and I/O that waits.",
     "config": "The configuration file.",
+    "store": "The controller's store: backups, verification, restoring.",
     "pki": "Certificates of the controller and the agents.",
 }
 
@@ -23,5 +24,6 @@ COMMANDS: tuple[Command, ...] = (
     *agents.COMMANDS,
     *io.COMMANDS,
     *configuration.COMMANDS,
+    *store.COMMANDS,
     *pki.COMMANDS,
 )

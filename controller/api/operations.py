@@ -279,6 +279,45 @@ OPERATIONS: tuple[Operation, ...] = (
         "parked",
     ),
     Operation(
+        "cluster.check",
+        "GET",
+        "/v1/check",
+        "Audits store, memory and agents' tables while everything goes on; ask again with the run until it is done.",
+        (Parameter("run", "number", "a run to ask about; 0: begin one, or join the one that is going on", 0),),
+        "run, state (running, done), stage, progress, findings of {severity, kind, text}, findings_dropped, counts, "
+        "frozen, reconcile, lifted",
+    ),
+    Operation(
+        "cluster.reconcile",
+        "POST",
+        "/v1/reconcile",
+        "After a restore: compares agents and labels with the store, renews the labels and ends the freeze.",
+        (
+            Parameter(
+                "discard", "boolean", "take away from agents what the restored store does not know, and lose it", False
+            ),
+        ),
+        "run: ask cluster.check about it",
+        mutating=True,
+    ),
+    Operation(
+        "store.show",
+        "GET",
+        "/v1/store",
+        "The store's file, and the backup that runs or was made last.",
+        (),
+        "path, size_bytes, cluster, term, generation, sequence, frozen, backup",
+    ),
+    Operation(
+        "store.backup",
+        "POST",
+        "/v1/store/backup",
+        "Copies the store into a new file while it is in use.",
+        (Parameter("path", "text", "an absolute path on the controller's machine; must not exist"),),
+        "path, state (running: see store.show; done), pages_done, pages, size_bytes, sequence",
+        mutating=True,
+    ),
+    Operation(
         "events.list",
         "GET",
         "/v1/events",
@@ -291,4 +330,6 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
 )
 
+SHELL_OPERATIONS: frozenset[str] = frozenset({"store.show", "store.backup"})
+"""Those about the store's file: the core has no part in them."""
 BY_NAME: dict[str, Operation] = {operation.name: operation for operation in OPERATIONS}

@@ -100,6 +100,9 @@ class Admission:
         hello = agent.hello
         if hello is None or agent.admitting or self._cluster.deposed:
             return
+        if hello.header.incarnation > agent.incarnation and hello.roles & MAPPER:
+            self._unknown_incarnation(agent, hello, now_ns)
+            return
         same = hello.instance == agent.instance and agent.standing is not Standing.NONE
         if agent.standing is Standing.ALIVE and same:
             if hello.header.incarnation not in (0, agent.incarnation):
@@ -118,6 +121,22 @@ class Admission:
             self._cluster.fencing.proceed(agent, now_ns)
         else:
             self._admit(agent, hello, now_ns)
+
+    def _unknown_incarnation(self, agent: Agent, hello: Hello, now_ns: int) -> None:
+        """A lost store admitted it, after the backup that ours is: whoever let it in has to deny it, then it is over.
+
+        The incarnations before it were fenced then, or it would not have been admitted.
+        """
+        cluster = self._cluster
+        for allow in [allow for allow in cluster.allows.values() if allow.agent == agent.number]:
+            cluster.fencing.denied(allow)
+        agent.incarnation, agent.instance, agent.roles = hello.header.incarnation, hello.instance, hello.roles
+        agent.standing = Standing.ALIVE
+        agent.lease_until_ns = max(agent.lease_until_ns, now_ns + cluster.timing.surely_expired_ns)
+        cluster.incarnation_max = max(cluster.incarnation_max, agent.incarnation)
+        cluster.bringup.presume_allowed(agent)
+        self._turn_away(agent, Status.STALE_INCARNATION, "a store that is lost admitted this incarnation")
+        cluster.fencing.fence(agent, "a store that is lost admitted it; ours was restored", now_ns)
 
     def _turn_away(self, agent: Agent, status: Status, detail: str) -> None:
         session, agent.session, agent.hello = agent.session, 0, None

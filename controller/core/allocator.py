@@ -117,6 +117,10 @@ class Allocator:
         self._extents.add(extent)
         return True
 
+    def reserved(self) -> list[tuple[int, int, int]]:
+        """(slot, start, count) of what tables have reserved and not used."""
+        return [(one.slot, one.next, one.end - one.next) for one in self._extents if one.next < one.end]
+
     def release(self, extent: Extent) -> None:
         """Give an extent's rest back."""
         if extent.next < extent.end:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from channel.messages import AllowHost, AttachContainer, CreateTable, DeleteTable, Present, TableSlots, Withdraw
-from channel.values import PresentFlags, TableFlags
+from channel.values import AttachFlags, PresentFlags, TableFlags
 from controller.core.agents import Agent, AgentTable, Attachment, AttachState, Presentation, Standing, TableState
 from controller.core.cluster import Allow, Cluster
 from controller.core.holdings import NOTHING
@@ -109,6 +109,13 @@ class BringUp:
             now_ns,
         )
 
+    def renew_label(
+        self, agent: Agent, container: Container, done: Callable[[int, Any, int], None], now_ns: int
+    ) -> None:
+        """Have an agent that has it attached write the store's generation into its label."""
+        message = self._attach_message(container, AttachFlags.RENEW)
+        self._cluster.commands.order(agent, lambda: (message, 0, False), done, now_ns, once=True)
+
     def _attach_message(self, container: Container, flags: int) -> AttachContainer:
         return AttachContainer(
             slot=container.slot,
@@ -179,6 +186,16 @@ class BringUp:
 
         cluster.journal.then(recorded)
         return allow
+
+    def presume_allowed(self, agent: Agent) -> None:
+        """Record that every exporter may have let the agent's incarnation in to every container."""
+        cluster = self._cluster
+        for container in cluster.containers.values():
+            allow = Allow(
+                container.subnqn, agent.host_nqn, container.exporter, agent.number, agent.incarnation, container.slot
+            )
+            cluster.allows[allow.key] = allow
+            cluster.journal.put("allow", allow.key, allow.record())
 
     def _send_allow(self, allow: Allow, now_ns: int) -> None:
         cluster = self._cluster

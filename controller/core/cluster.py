@@ -21,18 +21,20 @@ from controller.core.holdings import NOTHING
 from controller.core.journal import Journal
 from controller.core.timers import Timers
 from controller.core.truth import Container, VDisk, segment_states
-from controller.store.interface import JsonValue, StoreState
+from controller.store.interface import JsonValue, StoreState, frozen
 
 if TYPE_CHECKING:
     from controller.core.admission import Admission
     from controller.core.bringup import BringUp
     from controller.core.changes import Changes
+    from controller.core.checking import Checking
     from controller.core.commands import Commands
     from controller.core.faults import Faults
     from controller.core.fencing import Fencing
     from controller.core.volumes import Volumes
     from controller.core.zeroing import Zeroing
 
+FROZEN_ADVICE: Final = "{}, and nothing is allocated until `segmap check --reconcile` has compared agents and labels"
 ANSWERS_MAX: Final = 4096
 ANSWER_ENTRIES_MAX: Final = 65536
 
@@ -85,11 +87,15 @@ class Allow:
 
 
 class Cluster:
-    """State and services. The attributes declared without a value are set by the core, which makes the parts."""
+    """State and services. The attributes declared without a value are set by the core, which makes the parts.
+
+    `frozen` says why nothing may be allocated or zeroed: the store was restored (store/restore.py). Empty: it may.
+    """
 
     commands: Commands
     bringup: BringUp
     changes: Changes
+    checking: Checking
     faults: Faults
     fencing: Fencing
     volumes: Volumes
@@ -123,15 +129,21 @@ class Cluster:
         self.vdisks: dict[int, VDisk] = {}
         self.allows: dict[str, Allow] = {}
         self.incarnation_max = 0
+        self.frozen = ""
         self.changed = False
         self.faults_received = 0
         self.faults_answered = 0
         self._load(state, now_ns)
+        if self.frozen:
+            self.log.alarm(now_ns, "frozen", "store", FROZEN_ADVICE.format(self.frozen))
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
     def _load(self, state: StoreState, now_ns: int) -> None:
         objects = state.objects
+        self.frozen = frozen(state)
+        incarnation = objects.get("counter", {}).get("incarnation")
+        self.incarnation_max = incarnation if isinstance(incarnation, int) else 0
         for key, record in objects.get("container", {}).items():
             self.add_container(Container(int(key), _dict(record)))
         for key, record in objects.get("vdisk", {}).items():

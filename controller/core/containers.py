@@ -77,6 +77,7 @@ class Containers:
                 "contents": contents,
                 "volatile_cache": False,
                 "ready": False,
+                "generation": cluster.generation,
             },
         )
         cluster.add_container(container)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from channel.values import Header
-from controller.store.interface import Batch
+from controller.store.audit import Finding
+from controller.store.interface import Batch, StoreState
 from mapping.status import Status
 
 Result = dict[str, Any]
@@ -76,6 +77,15 @@ class LeadershipLost:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreWasRead:
+    """The answer to ReadStore: what the store says, if it could be read whole, and what is wrong with it."""
+
+    token: int
+    state: StoreState | None
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """Nothing but the time."""
 
@@ -88,6 +98,7 @@ Event = (
     | BatchCommitted
     | OperationRequested
     | LeadershipLost
+    | StoreWasRead
     | TimePassed
 )
 
@@ -155,10 +166,17 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadStore:
+    """Read the store back, with everything that is committed by now, then step(StoreWasRead(token))."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Depose:
     """Stop: a higher term reigns."""
 
     reason: str
 
 
-Effect = Persist | Send | Welcome | Close | Reply | RefuseOperation | Log | Depose
+Effect = Persist | Send | Welcome | Close | Reply | RefuseOperation | Log | ReadStore | Depose

@@ -16,7 +16,7 @@ from typing import Final
 
 from controller.core.agents import Agent, AgentTable, TableState
 from controller.core.changes import Change, Waiting
-from controller.core.cluster import Cluster
+from controller.core.cluster import FROZEN_ADVICE, Cluster
 from controller.core.effects import Close
 from controller.core.holdings import CURRENT, NOTHING, UNKNOWN
 from controller.core.truth import VDisk, location_runs, runs_of
@@ -158,6 +158,8 @@ class Faults:
 
     def _refill(self, table: AgentTable, others: list[AgentTable]) -> bool:
         """Reserve more zeroed segments for the table, if possible where all its sharers can read them."""
+        if self._cluster.frozen:
+            return False
         slots = table.slots
         for other in others:
             if other.state is TableState.CREATED and slots & other.slots:
@@ -292,9 +294,11 @@ class Faults:
         cluster = self._cluster
         key = (table.agent.session, fault[0])
         deadline_ns = self._deadlines.setdefault(key, now_ns + cluster.timing.space_deadline_ns)
-        if deadline_ns <= now_ns:
+        if deadline_ns <= now_ns and not (cluster.frozen and fault[5] in (WRITE, EXCLUSIVE)):
             self._give_up(table, fault, key)
             return
+        if deadline_ns <= now_ns:
+            deadline_ns = self._deadlines[key] = now_ns + cluster.timing.space_deadline_ns
         if not self._short:
             cluster.timers.at(deadline_ns, self._expire)
         self._wait(self._short, table, fault, deadline_ns)
@@ -304,6 +308,8 @@ class Faults:
     def _shortage(self, table: AgentTable) -> str:
         spaces = [space for slot, space in self._cluster.allocator.spaces.items() if slot in table.slots]
         name = table.vdisk.name
+        if self._cluster.frozen:
+            return f"writes to vdisk {name} wait: {FROZEN_ADVICE.format(self._cluster.frozen)}"
         if not spaces:
             return f"writes to vdisk {name} wait: agent {table.agent.name} has none of its containers attached"
         if any(space.free.total for space in spaces) or self._cluster.zeroing.busy:

@@ -23,6 +23,9 @@ class Journal:
     def __init__(self, term: int) -> None:
         self.records = RecordBuilder()
         self.in_flight: dict[int, list[Continuation]] = {}
+        self.follow: Callable[[Batch], None] | None = None
+        """If set: called with each batch as soon as it is committed, before its continuations."""
+        self._followed: dict[int, Batch] = {}
         self._base = term << _COUNTER_BITS
         self._counter = 0
         self._puts: dict[tuple[str, str], JsonValue] = {}
@@ -70,9 +73,14 @@ class Journal:
             jobs_removed=tuple(self._jobs_removed),
         )
         self.in_flight[token] = self._then
+        if self.follow is not None:
+            self._followed[token] = batch
         self._puts, self._deletes, self._jobs, self._jobs_removed, self._then = {}, {}, {}, {}, []
         return Persist(batch, token)
 
     def committed(self, token: int) -> list[Continuation]:
         """The continuations of a batch that is durable now."""
+        batch = self._followed.pop(token, None) if self._followed else None
+        if batch is not None and self.follow is not None:
+            self.follow(batch)
         return self.in_flight.pop(token)

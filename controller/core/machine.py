@@ -15,6 +15,7 @@ from controller.config import Limits, Timing
 from controller.core.admission import Admission
 from controller.core.bringup import BringUp
 from controller.core.changes import Changes
+from controller.core.checking import Checking
 from controller.core.cluster import Cluster
 from controller.core.commands import Commands
 from controller.core.containers import Containers
@@ -28,6 +29,7 @@ from controller.core.effects import (
     ResponseReceived,
     SessionEnded,
     SessionOpened,
+    StoreWasRead,
 )
 from controller.core.faults import Faults
 from controller.core.fencing import Fencing
@@ -53,6 +55,7 @@ class Controller:
         cluster.zeroing = Zeroing(cluster, state.jobs)
         cluster.faults = Faults(cluster)
         cluster.volumes = Volumes(cluster)
+        cluster.checking = Checking(cluster)
         self._operations = Operations(cluster, cluster.volumes, Containers(cluster), Reports(cluster))
         self._begun = False
 
@@ -100,6 +103,8 @@ class Controller:
             cluster.admission.ended(event.session, now_ns)
         elif isinstance(event, OperationRequested):
             self._operations.requested(event.token, event.operation, event.args, event.request_id, now_ns)
+        elif isinstance(event, StoreWasRead):
+            cluster.checking.store_was_read(event.token, event.state, event.findings)
         elif isinstance(event, LeadershipLost):
             cluster.admission.depose(event.reason, now_ns)
 

@@ -109,6 +109,8 @@ OPERATIONS: Final[dict[str, OperationSpec]] = {
     ),
     "agent.fence": OperationSpec({"agent": _required(str)}, True),
     "io.parked": OperationSpec({"agent": Argument(str, "")}),
+    "cluster.check": OperationSpec({"run": Argument(int, 0)}),
+    "cluster.reconcile": OperationSpec({"discard": Argument(bool, False)}, True),
     "events.list": OperationSpec({"limit": Argument(int, 100, minimum=1), "after": Argument(int, 0)}),
 }
 
@@ -551,6 +553,17 @@ class Operations:
 
     def _cluster_status(self, request: _Request, now_ns: int) -> None:
         self._reply(request, self._reports.status(now_ns))
+
+    def _cluster_check(self, request: _Request, now_ns: int) -> None:
+        run = request.args["run"]
+        check = self._cluster.checking.find(run) if run else self._cluster.checking.begin(now_ns)
+        if check is None:
+            raise Refusal("not_found", f"there is no check {run} any more", "begin another one")
+        self._reply(request, check.row())
+
+    def _cluster_reconcile(self, request: _Request, now_ns: int) -> None:
+        check = self._cluster.checking.begin(now_ns, reconcile=True, discard=request.args["discard"])
+        self._reply(request, {"run": check.run})
 
     def _events_list(self, request: _Request, now_ns: int) -> None:
         after, limit = request.args["after"], request.args["limit"]

@@ -101,13 +101,17 @@ class VDisk:
 
 
 class Container:
-    """Physical storage, exported by an agent. READY once its label has been written and verified."""
+    """Physical storage, exported by an agent. READY once its label has been written and verified.
+
+    `generation`: that of the store which wrote the label last.
+    """
 
     __slots__ = (
         "block_size",
         "contents",
         "export",
         "exporter",
+        "generation",
         "name",
         "nsid",
         "ready",
@@ -139,6 +143,7 @@ class Container:
         self.contents: str = record["contents"]
         self.volatile_cache: bool = record["volatile_cache"]
         self.ready: bool = record["ready"]
+        self.generation: int = record.get("generation", 1)
 
     def record(self) -> dict[str, Any]:
         """What is persisted of it."""
@@ -158,6 +163,7 @@ class Container:
             "contents": self.contents,
             "volatile_cache": self.volatile_cache,
             "ready": self.ready,
+            "generation": self.generation,
         }
 
     def suits(self, segment_size: int, block_size: int) -> bool:

@@ -61,6 +61,11 @@ class Zeroing:
                 self._jobs[job.id] = job
 
     @property
+    def jobs(self) -> dict[int, Job]:
+        """The jobs there are, by id. Do not change them."""
+        return self._jobs
+
+    @property
     def busy(self) -> bool:
         """True while segments are being zeroed."""
         return bool(self._running)
@@ -91,6 +96,8 @@ class Zeroing:
         for job in list(self._jobs.values()):
             if job.state == INTERRUPTED:
                 self._repeat(job, now_ns)
+        if self._cluster.frozen:
+            return
         for slot, space in self._cluster.allocator.spaces.items():
             low = space.zeroed.total < self._cluster.limits.zeroed_pool_segments
             if low and space.free.total and slot not in self._running and slot not in self._resting:

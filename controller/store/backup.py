@@ -28,14 +28,17 @@ class BackupExists(StoreError):
 
 
 class Backup:
-    """One backup. `step` and `end` belong to the thread that owns the store, `publish` to any thread, after them."""
+    """One backup. `step` and `end` belong to the thread that owns the store, `publish` to any thread, after them.
+
+    `copied` is the file until it is published.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.pages = 0
         self.pages_done = 0
         self.sequence = 0
-        self._part = path.with_name(path.name + PART_SUFFIX)
+        self.copied = path.with_name(path.name + PART_SUFFIX)
         self._destination: apsw.Connection | None = None
         self._copying: apsw.Backup | None = None
 
@@ -64,11 +67,11 @@ class Backup:
             raise BackupExists(f"{self.path} is there already")
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._part.unlink(missing_ok=True)
-            os.close(os.open(self._part, flags, 0o600))
+            self.copied.unlink(missing_ok=True)
+            os.close(os.open(self.copied, flags, 0o600))
         except OSError as error:
-            raise StoreFailed(f"cannot create {self._part}: {error.strerror}") from error
-        self._destination = apsw.Connection(str(self._part.absolute()), flags=apsw.SQLITE_OPEN_READWRITE)
+            raise StoreFailed(f"cannot create {self.copied}: {error.strerror}") from error
+        self._destination = apsw.Connection(str(self.copied.absolute()), flags=apsw.SQLITE_OPEN_READWRITE)
         self._destination.execute("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
         self._copying = store.backup_into(self._destination)
 
@@ -84,9 +87,9 @@ class Backup:
     def publish(self) -> None:
         """Flush the copy and name it, unless the name has been taken meanwhile. Raises BackupExists, StoreFailed."""
         try:
-            flush_file(self._part)
-            os.link(self._part, self.path)
-            self._part.unlink()
+            flush_file(self.copied)
+            os.link(self.copied, self.path)
+            self.copied.unlink()
             flush_directory(self.path.parent)
         except FileExistsError as error:
             raise BackupExists(f"{self.path} is there already") from error
@@ -97,8 +100,8 @@ class Backup:
 
     def discard(self) -> None:
         """Leave nothing behind. After `end`."""
-        if self.pages or self._part.exists():
-            self._part.unlink(missing_ok=True)
+        if self.pages or self.copied.exists():
+            self.copied.unlink(missing_ok=True)
 
 
 def flush_file(path: Path) -> None:

@@ -27,6 +27,9 @@ BATCH_IDS_KEPT: Final = 65536
 """Batch ids remembered, newest first: older ones are no longer recognised as repeats."""
 REQUESTS_KEPT: Final = 65536
 """Request ids remembered per incarnation."""
+FROZEN_KIND: Final = "store"
+FROZEN_KEY: Final = "frozen"
+"""The object that says that nothing may be allocated, and why; restoring puts it, reconciling takes it away."""
 AUDIT_KEPT: Final = 100_000
 """Audit rows kept; older ones are dropped in the background."""
 
@@ -146,6 +149,12 @@ class StoreState:
     image: MapImage = field(default_factory=MapImage)
     requests: dict[int, dict[int, None]] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
+
+
+def frozen(state: StoreState) -> str:
+    """Why nothing may be allocated; an empty text: it may."""
+    record = state.objects.get(FROZEN_KIND, {}).get(FROZEN_KEY)
+    return str(record["reason"]) if isinstance(record, dict) else ""
 
 
 class Store(Protocol):

@@ -25,6 +25,8 @@ import apsw
 
 from controller.store.backup import flush_directory, flush_file
 from controller.store.interface import (
+    FROZEN_KEY,
+    FROZEN_KIND,
     AuditEntry,
     Batch,
     JsonValue,
@@ -35,7 +37,7 @@ from controller.store.interface import (
 )
 from controller.store.records import RecordBuilder, SegmentState
 from controller.store.sqlite import SqliteStore
-from controller.store.verify import FROZEN_KEY, FROZEN_KIND, Verified, verify
+from controller.store.verify import Verified, verify
 
 TERM_STEP: Final = 1 << 16
 """More terms than a store begins between a backup and its restore."""

@@ -20,7 +20,15 @@ import apsw
 from controller.store.audit import ERROR, Findings, ImageAudit, Recorded
 from controller.store.batches import EncodedAudit, EncodedJob, decode_audit, decode_job, unseal
 from controller.store.folding import FoldForest
-from controller.store.interface import StoreCorrupt, StoreError, StoreFailed, StoreLocked, StoreState, StoreVersion
+from controller.store.interface import (
+    StoreCorrupt,
+    StoreError,
+    StoreFailed,
+    StoreLocked,
+    StoreState,
+    StoreVersion,
+    frozen,
+)
 from controller.store.medium import SqliteMedium
 from controller.store.nodes import NodeDamaged, StoredNode, decode_node
 from controller.store.records import RecordError
@@ -30,9 +38,6 @@ from controller.store.tree import audit_counts, read_image
 
 PROBLEMS_MAX: Final = 100
 """Lines asked of SQLite's structure check."""
-FROZEN_KIND: Final = "store"
-FROZEN_KEY: Final = "frozen"
-"""The object that says that nothing may be allocated, and why; restoring puts it, reconciling takes it away."""
 
 
 class StoreMissing(StoreError):
@@ -71,12 +76,6 @@ class Verified:
             "findings": [finding.row() for finding in self.findings.found],
             "findings_dropped": self.findings.dropped,
         }
-
-
-def frozen(state: StoreState) -> str:
-    """Why allocation is frozen; an empty text if it is not."""
-    record = state.objects.get(FROZEN_KIND, {}).get(FROZEN_KEY)
-    return str(record["reason"]) if isinstance(record, dict) else ""
 
 
 @contextlib.contextmanager
@@ -122,14 +121,14 @@ def _check_owner(connection: apsw.Connection, path: Path) -> None:
         raise StoreVersion(f"{path} has version {version}, this release knows up to {len(STEPS)}")
 
 
-def verify(path: Path) -> Verified:
-    """Look at everything. Raises what `reading` raises."""
+def verify(path: Path, *, image: bool = True) -> Verified:
+    """Look at everything; without `image`, not at what the tables mean together. Raises what `reading` raises."""
     verified = Verified(path, Findings())
     with reading(path) as connection:
         looked = _Look(connection, verified)
         if looked.structure():
             looked.everything()
-    if verified.state is not None:
+    if verified.state is not None and image:
         state = verified.state
         audit = ImageAudit(Recorded(state.image, state.objects, state.jobs))
         for _ in audit.run():

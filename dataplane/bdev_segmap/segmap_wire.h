@@ -157,9 +157,10 @@ enum segmap_event_kind {
 #define SEGMAP_TABLE_READ_ONLY 1u
 #define SEGMAP_TABLE_RECLAIM 2u
 
-/* What to do with the label (ATTACH_CONTAINER.flags, BIND_SLOT.flags): write it; also over foreign data. */
+/* What to do with the label (ATTACH_CONTAINER.flags, BIND_SLOT.flags): write it; also over foreign data; or verify */
 #define SEGMAP_ATTACH_INITIALIZE 1u
 #define SEGMAP_ATTACH_FORCE 2u
+#define SEGMAP_ATTACH_RENEW 4u
 
 /* How a vdisk is shown (PRESENT.flags). */
 #define SEGMAP_PRESENT_READ_ONLY 1u

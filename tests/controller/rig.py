@@ -15,6 +15,7 @@ from channel.values import FaultRecord, Header, TableSequence
 from controller.config import SECOND_NS, Limits, Timing
 from controller.core import effects as fx
 from controller.core.machine import Controller
+from controller.store.audit import Finding
 from controller.store.memory import MemoryDisk, MemoryStore
 from mapping.entry import ZERO_ENTRY
 from mapping.rules import FaultKind, Operation
@@ -43,6 +44,8 @@ class RigAgent:
         self.grants: list[Any] = []
         self.closed: fx.Close | None = None
         self.fault_id = 0
+        self.holds: dict[int, int] = {}
+        self.otherwise = ZERO_ENTRY
 
     @property
     def number(self) -> int:
@@ -108,7 +111,8 @@ class RigAgent:
         if isinstance(message, m.Present):
             return m.Presented(status, "", "127.0.0.1", "4420", "TCP")
         if isinstance(message, m.GetEntries):
-            return m.EntriesRead(status, "", array("Q", [ZERO_ENTRY] * message.count))
+            held = [self.holds.get(message.start + index, self.otherwise) for index in range(message.count)]
+            return m.EntriesRead(status, "", array("Q", held))
         if isinstance(message, m.GetParked):
             return m.ParkedRead(status, "", [])
         return m.Done(status, "")
@@ -146,6 +150,7 @@ class Rig:
         self.ends: dict[int, RigAgent] = {}
         self.agents: dict[str, RigAgent] = {}
         self.hold_commits = False
+        self.damage: tuple[Finding, ...] = ()
         self.held: list[fx.Persist] = []
         self.replies: dict[int, Any] = {}
         self.logs: list[fx.Log] = []
@@ -211,6 +216,9 @@ class Rig:
             self.replies[effect.token] = effect.result
         elif isinstance(effect, fx.RefuseOperation):
             self.replies[effect.token] = effect
+        elif isinstance(effect, fx.ReadStore):
+            state = None if self.damage else self.store.load()
+            self._events.append(fx.StoreWasRead(effect.token, state, self.damage))
         elif isinstance(effect, fx.Depose):
             self.deposed = effect.reason
         elif isinstance(effect, fx.Log):

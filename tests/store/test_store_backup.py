@@ -13,11 +13,11 @@ import pytest
 
 from controller.store.audit import ERROR
 from controller.store.backup import PART_SUFFIX, Backup, BackupExists
-from controller.store.interface import Batch, Job, StoreCorrupt, StoreFailed, StoreLocked, StoreVersion
+from controller.store.interface import Batch, Job, StoreCorrupt, StoreFailed, StoreLocked, StoreVersion, frozen
 from controller.store.records import RecordBuilder, SegmentState
 from controller.store.restore import COUNTER_STEP, TERM_MAX, TERM_STEP, RestoreRefused, StorePresent, restore
 from controller.store.sqlite import SqliteStore
-from controller.store.verify import StoreMissing, frozen, verify
+from controller.store.verify import StoreMissing, verify
 from mapping.entry import pack
 from tests.store.places import CLUSTER, QUICK, contents, fold_all
 

@@ -190,7 +190,9 @@ class Story:
 
     def admit(self, choose: Choices) -> None:
         term = max(0, self.plane.term + choose.pick([0, 1, -1]))
-        self.run(Command.ADMIT, term, choose.pick([1, 1, 1, 2]), choose.pick([99, 99, 98]), PARK, IO, LEASE, self.now)
+        incarnation, cluster = choose.pick([1, 1, 1, 2]), choose.pick([99, 99, 98])
+        park, io = choose.pick([(PARK, IO), (PARK // 2, IO // 2)])
+        self.run(Command.ADMIT, term, incarnation, cluster, park, io, LEASE, self.now)
 
     def table_slots(self, choose: Choices) -> None:
         slots = choose.pick([[0, 1], [0, 1], [0], [1], [0, 5]])

@@ -11,7 +11,7 @@ from mapping.entry import ENTRY_MAX, ZERO_ENTRY, State, pack, state_of
 from mapping.rules import Action, Operation, StateForbidden, decide, with_state
 from mapping.status import Status
 from tests.native.building import COMPILERS, CORE, NO_COMPILER, WARNINGS, compile_c
-from tests.native.history import LEASE, TABLES, Story
+from tests.native.history import IO, LEASE, PARK, TABLES, Story
 from tests.native.rig import NEVER, Command, Kind, Pair
 
 TABLE = TABLES[0]
@@ -49,6 +49,18 @@ def test_parking_stops_at_its_limit(make_pair: Callable[..., Pair]) -> None:
     story.pair.look()
     story.run(Command.RESET, TABLE, 0)
     assert story.pair.submit(TABLE, Operation.READ, 3, story.now)[1][-1][0] == Kind.SEND_FAULT
+
+
+def test_deadlines_are_met_to_the_nanosecond(pair: Pair) -> None:
+    story = Story(pair)
+    story.pair.submit(TABLE, Operation.READ, 0, story.now)
+    assert story.run(Command.TICK, story.now + PARK - 1) == []
+    assert story.run(Command.TICK, story.now + PARK) == [(Kind.COMPLETE, 0, Status.TIMEOUT)]
+    story.run(Command.GRANT, 1, 1, 1, 0, story.now + PARK, LEASE, story.now + PARK)
+    story.pair.submit(TABLE, Operation.FLUSH, 0, story.now + PARK)
+    story.run(Command.SUSPEND, 1, 1, 1, 0, TABLE, story.now + PARK, 5)
+    assert story.run(Command.TICK, story.now + PARK + IO - 1) == []
+    assert story.run(Command.TICK, story.now + PARK + IO) == [(Kind.BARRIER, 5, Status.BARRIER_TIMEOUT)]
 
 
 def test_faults_are_found_among_many(make_pair: Callable[..., Pair]) -> None:

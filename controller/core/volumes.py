@@ -186,6 +186,9 @@ class Volumes:
     def resume(self, now_ns: int) -> None:
         """After a restart: go on with what was begun."""
         for vdisk in list(self._cluster.vdisks.values()):
+            for table in list(vdisk.tables.values()):
+                if table.presentation.withdrawing and table.agent.standing in (Standing.FENCED, Standing.NONE):
+                    self.withdrawn(table, now_ns)
             if vdisk.deleting:
                 self._continue_delete(vdisk, now_ns)
 

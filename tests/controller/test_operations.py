@@ -283,6 +283,24 @@ def test_deleting_goes_on_after_a_restart() -> None:
     assert rig.ask("container.show", name="c")["segments"]["free"] == 1
 
 
+def test_deleting_at_a_fenced_agent_goes_on_after_a_restart() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.drop()
+    rig.ask("agent.fence", agent="a")
+    rig.advance(30)
+    rig.hold_commits = True
+    rig.ask("vdisk.delete", name="v", force=True)
+    for _ in ("deleting", "withdrawing"):
+        held, rig.held = rig.held, []
+        for effect in held:
+            rig.store.commit([effect.batch], rig.store.term)
+            rig.step(fx.BatchCommitted(effect.token))
+    rig.hold_commits = False
+    rig.restart()
+    assert rig.ask("vdisk.list") == {"vdisks": []}
+
+
 def test_a_table_that_nobody_wants_is_deleted_when_its_agent_comes_back() -> None:
     rig = Rig()
     (agent,) = rig.disk_at("a")

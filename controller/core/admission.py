@@ -244,6 +244,7 @@ class Admission:
         table.holdings.reset(NOTHING)
         table.slots, table.slots_asked = frozenset(), None
         table.presentation.exported = False
+        self._cluster.faults.dropped(table)
         self._cluster.commands.end_table(table, now_ns)
         self._cluster.bringup.table_gone(table, now_ns)
 

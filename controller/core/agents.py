@@ -17,6 +17,7 @@ from controller.core.allocator import Extent
 from controller.core.holdings import UNKNOWN, Holdings
 
 if TYPE_CHECKING:
+    from controller.core.changes import Waiting
     from controller.core.truth import VDisk
 
 MAPPER: Final = 1
@@ -106,7 +107,10 @@ class Presentation:
 
 
 class AgentTable:
-    """The table of one vdisk at one agent. `sequence` is the last one used; `outbox` gathers a step's answers."""
+    """The table of one vdisk at one agent. `sequence` is the last one used; `answers` gathers a step's answers.
+
+    `held`: faults that came while it was being deleted.
+    """
 
     __slots__ = (
         "agent",
@@ -114,6 +118,7 @@ class AgentTable:
         "entries",
         "extent",
         "gone",
+        "held",
         "holdings",
         "last_write",
         "presentation",
@@ -142,6 +147,7 @@ class AgentTable:
         self.answers: list[tuple[int, int, int, int, int]] = []
         self.entries: array[int] = array("Q")
         self.gone: list[Callable[[int], None]] = []
+        self.held: list[Waiting] = []
 
     @property
     def present(self) -> bool:

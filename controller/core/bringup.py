@@ -454,6 +454,7 @@ class BringUp:
             else:
                 table.state = TableState.CREATED
                 table.presentation.detail = f"withdraw: {Status(status).name} {response.detail}"
+                self._cluster.faults.kept(table)
                 self._retry(table.agent, now_ns)
 
         self._cluster.commands.order(table.agent, lambda: (Withdraw(vdisk.subnqn), 0, False), withdrawn, now_ns)
@@ -470,6 +471,7 @@ class BringUp:
             table.state = TableState.ABSENT
             table.holdings.reset(NOTHING)
             table.presentation.exported = False
+            self._cluster.faults.dropped(table)
             self._cluster.commands.end_table(table, now_ns)
             self.table_gone(table, now_ns)
 

@@ -16,7 +16,11 @@ from typing import Final
 
 from controller.core.agents import Agent, AgentTable, TableState
 from controller.core.changes import Change, Waiting
+<<<<<<< Updated upstream
 from controller.core.cluster import FROZEN_ADVICE, Cluster
+=======
+from controller.core.cluster import ANSWERS_MAX, Cluster
+>>>>>>> Stashed changes
 from controller.core.effects import Close
 from controller.core.holdings import CURRENT, NOTHING, UNKNOWN
 from controller.core.truth import VDisk, location_runs, runs_of
@@ -60,8 +64,10 @@ class Group:
     @property
     def void(self) -> bool:
         """True if nobody waits for the answer any more: the faults come again by themselves."""
-        agent = self.table.agent
-        return agent.session != self.session or agent.epoch != self.epoch or not agent.admitted
+        table, agent = self.table, self.table.agent
+        if agent.session != self.session or agent.epoch != self.epoch or not agent.admitted:
+            return True
+        return agent.tables.get(table.vdisk.number) is not table
 
 
 class Faults:
@@ -73,6 +79,7 @@ class Faults:
         self._again: list[Waiting] = []
         self._short: list[Waiting] = []
         self._deadlines: dict[tuple[int, int], int] = {}
+        """Of the faults that wait no longer, while `drain` decides them: when a shortage fails them."""
 
     # --- arrival -----------------------------------------------------------------------------------------------------
 
@@ -87,8 +94,27 @@ class Faults:
         for table_id, group in groups.items():
             self._cluster.faults_received += len(group)
             table = agent.tables.get(table_id >> 32)
-            if table is not None and table.table_id == table_id and table.state in _ANSWERABLE:
-                self._process(table, group, now_ns)
+            if table is not None and table.table_id == table_id:
+                self._decide(table, group, now_ns)
+
+    def _decide(self, table: AgentTable, faults: list[Fault], now_ns: int) -> None:
+        """At most as many together as one answer can carry. While the table is being deleted they wait."""
+        if table.state in _ANSWERABLE:
+            for first in range(0, len(faults), ANSWERS_MAX):
+                self._process(table, faults[first : first + ANSWERS_MAX], now_ns)
+        elif table.state is TableState.DELETING:
+            for fault in faults:
+                self._wait(table.held, table, fault)
+
+    def kept(self, table: AgentTable) -> None:
+        """The table was not deleted after all: its faults are decided."""
+        held, table.held = table.held, []
+        self.resume(held)
+
+    def dropped(self, table: AgentTable) -> None:
+        """The table is gone, and its parked I/O with it."""
+        held, table.held = table.held, []
+        table.agent.faults_waiting -= len(held)
 
     def resume(self, waiting: list[Waiting]) -> None:
         """These need not wait any longer: decide them afresh, at the end of this step."""
@@ -104,9 +130,11 @@ class Faults:
                 agent.faults_waiting -= 1
                 if agent.session == item.session and agent.epoch == item.epoch and agent.admitted:
                     groups.setdefault(item.table, []).append(item.fault)
+                    if item.deadline_ns:
+                        self._deadlines[item.session, item.fault[0]] = item.deadline_ns
             for table, faults in groups.items():
-                if table.state in _ANSWERABLE:
-                    self._process(table, faults, now_ns)
+                self._decide(table, faults, now_ns)
+            self._deadlines.clear()
 
     def _wait(self, queue: list[Waiting], table: AgentTable, fault: Fault, deadline_ns: int = 0) -> None:
         agent = table.agent
@@ -114,6 +142,8 @@ class Faults:
             self._cluster.effects.append(Close(agent.session, Status.LIMIT, "too many of its faults wait"))
             return
         agent.faults_waiting += 1
+        if self._deadlines and not deadline_ns:
+            deadline_ns = self._deadlines.get((agent.session, fault[0]), 0)
         queue.append(Waiting(table, agent.session, agent.epoch, fault, deadline_ns))
 
     # --- the common case ---------------------------------------------------------------------------------------------
@@ -292,10 +322,16 @@ class Faults:
     def _starve(self, table: AgentTable, fault: Fault, now_ns: int) -> None:
         """No zeroed segment, or a container is not attached yet: wait, up to the deadline, and say so loudly."""
         cluster = self._cluster
+<<<<<<< Updated upstream
         key = (table.agent.session, fault[0])
         deadline_ns = self._deadlines.setdefault(key, now_ns + cluster.timing.space_deadline_ns)
         if deadline_ns <= now_ns and not (cluster.frozen and fault[5] in (WRITE, EXCLUSIVE)):
             self._give_up(table, fault, key)
+=======
+        deadline_ns = self._deadlines.get((table.agent.session, fault[0])) or now_ns + cluster.timing.space_deadline_ns
+        if deadline_ns <= now_ns:
+            self._give_up(table, fault)
+>>>>>>> Stashed changes
             return
         if deadline_ns <= now_ns:
             deadline_ns = self._deadlines[key] = now_ns + cluster.timing.space_deadline_ns
@@ -316,8 +352,7 @@ class Faults:
             return f"writes to vdisk {name} wait for segments to be zeroed"
         return f"writes to vdisk {name} wait: its containers are full; add a container"
 
-    def _give_up(self, table: AgentTable, fault: Fault, key: tuple[int, int]) -> None:
-        self._deadlines.pop(key, None)
+    def _give_up(self, table: AgentTable, fault: Fault) -> None:
         writes = fault[5] in (WRITE, EXCLUSIVE)
         self.fail(table, fault, Status.NO_SPACE if writes else Status.NO_CONTAINER)
 
@@ -325,8 +360,6 @@ class Faults:
         """Those whose deadline has passed end: the host is told, the entry is unchanged, nothing is lost."""
         late = [item for item in self._short if item.deadline_ns <= now_ns]
         self._short = [item for item in self._short if item.deadline_ns > now_ns]
-        kept = {(item.session, item.fault[0]) for item in late}
-        self._deadlines = {key: at for key, at in self._deadlines.items() if at > now_ns or key in kept}
         if self._short:
             self._cluster.timers.at(min(item.deadline_ns for item in self._short), self._expire)
         self.resume(late)
@@ -345,11 +378,6 @@ class Faults:
     def waiting_for_space(self) -> int:
         """How many faults wait for space or for a container."""
         return len(self._short)
-
-    def forget_deadlines(self, session: int) -> None:
-        """The session has ended; its faults come again, with new deadlines."""
-        for key in [key for key in self._deadlines if key[0] == session]:
-            del self._deadlines[key]
 
 
 class _Slower:

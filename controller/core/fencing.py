@@ -174,6 +174,7 @@ class Fencing:
             table.holdings.reset(NOTHING)
             table.presentation.exported = table.presentation.exporting = False
             table.slots, table.slots_asked = frozenset(), None
+            cluster.faults.dropped(table)
         cluster.commands.incarnation_over(agent, now_ns)
         for table in list(agent.tables.values()):
             cluster.bringup.table_gone(table, now_ns)

@@ -99,7 +99,6 @@ class Controller:
         elif isinstance(event, SessionOpened):
             cluster.admission.opened(event.session, event.peer)
         elif isinstance(event, SessionEnded):
-            cluster.faults.forget_deadlines(event.session)
             cluster.admission.ended(event.session, now_ns)
         elif isinstance(event, OperationRequested):
             self._operations.requested(event.token, event.operation, event.args, event.request_id, now_ns)

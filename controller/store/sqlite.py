@@ -50,6 +50,7 @@ from controller.store.medium import SqliteMedium
 from controller.store.nodes import NodeDamaged
 from controller.store.records import RECORD_BYTES, RecordError
 from controller.store.replay import Replay
+from controller.store.room import LogRoom
 from controller.store.schema import migrate
 from controller.store.tree import read_image
 
@@ -79,6 +80,7 @@ class SqliteStore:
     def __init__(self, connection: apsw.Connection, cluster: UUID | None) -> None:
         self._connection: apsw.Connection | None = connection
         self._broken: StoreError | None = None
+        self._room: LogRoom | None = None
         self._known = KnownBatches()
         with self._guard():
             self._medium = SqliteMedium(connection)
@@ -108,7 +110,10 @@ class SqliteStore:
         """
         connection = _connect(Path(path), page_count_max, lock_wait_ms, vfs)
         try:
-            return cls(connection, cluster)
+            store = cls(connection, cluster)
+            if vfs is None:
+                store._room = LogRoom(Path(connection.filename_wal))
+            return store
         except BaseException:
             connection.close(True)
             raise
@@ -197,6 +202,8 @@ class SqliteStore:
         fresh = self._known.fresh(batches)
         if fresh:
             group = prepare(fresh)
+            if self._room is not None:
+                self._room.ensure(self._medium.wal_pages)
             with self._guard() as connection:
                 _write_group(connection, self.sequence + 1, group)
             self.sequence += 1

@@ -387,11 +387,11 @@ class NvmeController:
             if nsid not in now or now[nsid].block_size != bdev.block_size:
                 await self._layer.unregister(self.bdevs.pop(nsid))
         for nsid, namespace in now.items():
-            bdev = self.bdevs.get(nsid)
-            if bdev is None:
+            known = self.bdevs.get(nsid)
+            if known is None:
                 self._add(namespace)
-            elif bdev.block_count != namespace.block_count:
-                self._layer.resized(bdev, namespace.block_count)
+            elif known.block_count != namespace.block_count:
+                self._layer.resized(known, namespace.block_count)
 
     async def close(self) -> None:
         """Take the bdevs away, then disconnect; I/O that does not end soon is broken off by that."""

@@ -1,6 +1,11 @@
 """Fabrics commands at the target: Connect, Property Get, Property Set (Base Specification, fabrics command set).
 
 A refused Connect says which field was wrong: offset, and whether it is in the data (IATTR 1) or in the command (0).
+
+A Connect waits while commands of connections that the same host has lost are still being executed: a host that is in
+again knows that what it sends now is not overtaken by what it sent before. (The standard does not ask for this, and
+other targets let a host in at once.) A connection of which the target does not know yet that it is lost is not waited
+for; that is what keep alive is for.
 """
 
 from __future__ import annotations
@@ -47,15 +52,10 @@ def _invalid(place: int) -> ConnectRefusedError:
 
 
 def execute(connection: TargetConnection, command: Command, sqe: Sqe) -> None:
-    """Answer a fabrics command."""
+    """Answer a fabrics command; a Connect maybe later."""
     kind = sqe.fabrics_type
     if kind == FabricsType.CONNECT:
-        try:
-            cntlid = _connect(connection, command, sqe)
-        except ConnectRefusedError as refused:
-            connection.complete(command, refused.status, result=refused.place)
-        else:
-            connection.complete(command, 0, result=cntlid)
+        connect(connection, command, sqe)
     elif connection.controller is None:
         connection.complete(command, Status.COMMAND_SEQUENCE_ERROR | DNR)
     elif connection.qid == 0 and kind == FabricsType.PROPERTY_GET:
@@ -81,12 +81,25 @@ def _set_property(connection: TargetConnection, controller: Controller, command:
     connection.complete(command, 0)
 
 
-def _connect(connection: TargetConnection, command: Command, sqe: Sqe) -> int:
-    """Connect this queue pair. Returns the controller id; raises ConnectRefusedError."""
+def connect(connection: TargetConnection, command: Command, sqe: Sqe) -> None:
+    """Answer a Connect, or let it wait; the target calls this again when a lost connection has drained."""
+    try:
+        cntlid = _connect(connection, command, sqe)
+    except ConnectRefusedError as refused:
+        connection.complete(command, refused.status, result=refused.place)
+    else:
+        if cntlid is None:
+            connection.target.let_wait(command)
+        else:
+            connection.complete(command, 0, result=cntlid)
+
+
+def _connect(connection: TargetConnection, command: Command, sqe: Sqe) -> int | None:
+    """Connect this queue pair. Returns the controller id, None if it has to wait; raises ConnectRefusedError."""
     data = command.data
     if data is None or len(data) < CONNECT_DATA_BYTES:
         raise ConnectRefusedError(Status.INVALID_FIELD)
-    if connection.controller is not None:
+    if connection.controller is not None or connection.connecting not in (None, command):
         raise ConnectRefusedError(Status.COMMAND_SEQUENCE_ERROR)
     if sqe.cdw10 & 0xFFFF:
         raise ConnectRefusedError(Status.CONNECT_INCOMPATIBLE_FORMAT)
@@ -105,13 +118,17 @@ def _connect(connection: TargetConnection, command: Command, sqe: Sqe) -> int:
     if not 2 <= entries <= (limits.max_queue_depth if qid else limits.max_admin_depth):
         raise _invalid(AT_SQSIZE)
     flow_control = not sqe.cdw11 >> 16 & CONNECT_DISABLE_SQ_FLOW
+    if connection.target.has_lost(subsystem, hostnqn, hostid):
+        return None
     if qid == 0:
         if cntlid not in (CNTLID_DYNAMIC, CNTLID_STATIC_ANY):
             raise _invalid(AT_CNTLID)
         controller = connection.target.new_controller(subsystem, hostnqn, hostid)
         if controller is None:
             raise ConnectRefusedError(Status.CONNECT_CONTROLLER_BUSY)
-        controller.set_keep_alive(sqe.cdw12, connection.now_ns)
+        # One that has waited counts from the last moment at which it could have waited: nobody here knows the time.
+        waited = connection.connecting is command and connection.deadline_ns is not None
+        controller.set_keep_alive(sqe.cdw12, (waited and connection.deadline_ns) or connection.now_ns)
     else:
         found = subsystem.controllers.get(cntlid)
         if found is None or (found.hostnqn, found.hostid) != (hostnqn, hostid):

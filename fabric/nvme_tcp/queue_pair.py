@@ -52,6 +52,7 @@ class QueuePair:
         self.lost = False
         self.holding = False  # the shell sends by itself after this batch
         self.noted = False  # waits in the target's attention list
+        self.connecting: Command | None = None  # a Connect that waits
         self.deadline_ns: int | None = now_ns + target.limits.setup_timeout_ns
         self.now_ns = now_ns
         self.aborts: list[tuple[Command, Command]] = []
@@ -77,6 +78,7 @@ class QueuePair:
         self.qid = qid
         self.sq_entries = sq_entries
         self.deadline_ns = None
+        self.connecting = None
         self._namespaces = controller.subsystem.namespaces
         self._flow_control = flow_control
         self._success = self.limits.c2h_success and not flow_control
@@ -104,6 +106,11 @@ class QueuePair:
         """The connection is lost and no command of it is still being executed."""
         return self.lost and not self._outstanding
 
+    @property
+    def executing(self) -> bool:
+        """The owner has commands of it."""
+        return any(command.owned for command in self._outstanding.values())
+
     def admit(self, command: Command) -> None:
         """A new command. Raise PduError beyond the queue's depth; a duplicate identifier is refused by a status."""
         if len(self._outstanding) + self._unsent >= self.sq_entries:
@@ -122,6 +129,8 @@ class QueuePair:
         if self.lost or self.closing:
             if self.drained:
                 self.target.forget(self)
+            if not self.executing:
+                self.target.let_in()
             return
         self._unsent += 1
         if status:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fabric.nvme_tcp import fabrics
+from fabric.nvme_tcp.command import Command
 from fabric.nvme_tcp.controller import Controller
 from fabric.nvme_tcp.identify import SUBTYPE_DISCOVERY_CURRENT, SUBTYPE_NVM, DiscoveryEntry
 from fabric.nvme_tcp.limits import TransportLimits
@@ -31,6 +33,7 @@ class NvmeTarget:
             DISCOVERY_NQN: Subsystem(DISCOVERY_NQN, allow_any_host=True, namespaces_max=0)
         }
         self._attention: list[TargetConnection] = []
+        self._connecting: dict[TargetConnection, Command] = {}  # Connects that wait, one of a connection at most
 
     # Configuration
 
@@ -170,6 +173,31 @@ class NvmeTarget:
         """Nothing of this connection is left."""
         assert isinstance(connection, TargetConnection)
         self.connections.pop(connection, None)
+
+    def let_in(self) -> None:
+        """An ended connection has no more commands: Connects that waited may go on."""
+        waiting, self._connecting = self._connecting, {}
+        for other, command in waiting.items():
+            if not command.done and not other.closing:
+                assert command.sqe is not None
+                fabrics.connect(other, command, command.sqe)
+
+    def has_lost(self, subsystem: Subsystem, hostnqn: str, hostid: bytes) -> bool:
+        """Whether connections of this host have ended of which a command is still being executed."""
+        return any(
+            connection.closing
+            and connection.subsystem is subsystem
+            and (connection.hostnqn, connection.hostid) == (hostnqn, hostid)
+            and connection.executing
+            for connection in self.connections
+        )
+
+    def let_wait(self, command: Command) -> None:
+        """A Connect that is answered by `let_in`. Its data stays."""
+        if command.connection.connecting is None:
+            command.connection.connecting = command
+            command.data = None if command.data is None else memoryview(bytes(command.data))
+        self._connecting[command.connection] = command
 
     def _end_controller(self, controller: Controller, reason: str) -> None:
         controller.subsystem.controllers.pop(controller.cntlid, None)

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from channel.messages import Admit, BindSlot, LeaseGrant, Response, SetEntries
 from channel.values import AttachFlags, Header
@@ -47,7 +47,7 @@ class Remote:
         self.mapper = RunningTarget(directory)
         self.host = RunningTarget(directory)
 
-    async def __aenter__(self) -> Remote:
+    async def __aenter__(self) -> Self:
         await self.mapper.__aenter__()
         await self.host.__aenter__()
         self.address = await self.export()
@@ -193,7 +193,7 @@ async def test_io_waits_until_the_label_has_been_read(tmp_path: Path) -> None:
         assert await rig.state() == "resetting"
         rig.slow.finish()
         await until(lambda: len(rig.slow.waiting) == 2)
-        assert [io.offset for io in rig.slow.waiting] == [3 * SEGMENT, 3 * SEGMENT + 4096]
+        assert {io.offset for io in rig.slow.waiting} == {3 * SEGMENT, 3 * SEGMENT + 4096}
         rig.slow.finish(2)
         await until(lambda: reading.ended and later.ended)
         assert (reading.status, later.status) == (Status.OK, Status.OK)

@@ -239,6 +239,7 @@ def test_reset_and_shutdown_end_the_io_queues(value: int) -> None:
     if value == 0x460000:
         assert host.connection.outstanding() == []
         host.send(property_set(0x14, 0x460001))
+        rig.finish(rig.parked.pop())
         assert rig.queue(host).send(read(1, 0, 1)) == []
 
 

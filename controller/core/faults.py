@@ -16,11 +16,7 @@ from typing import Final
 
 from controller.core.agents import Agent, AgentTable, TableState
 from controller.core.changes import Change, Waiting
-<<<<<<< Updated upstream
-from controller.core.cluster import FROZEN_ADVICE, Cluster
-=======
-from controller.core.cluster import ANSWERS_MAX, Cluster
->>>>>>> Stashed changes
+from controller.core.cluster import ANSWERS_MAX, FROZEN_ADVICE, Cluster
 from controller.core.effects import Close
 from controller.core.holdings import CURRENT, NOTHING, UNKNOWN
 from controller.core.truth import VDisk, location_runs, runs_of
@@ -322,19 +318,12 @@ class Faults:
     def _starve(self, table: AgentTable, fault: Fault, now_ns: int) -> None:
         """No zeroed segment, or a container is not attached yet: wait, up to the deadline, and say so loudly."""
         cluster = self._cluster
-<<<<<<< Updated upstream
-        key = (table.agent.session, fault[0])
-        deadline_ns = self._deadlines.setdefault(key, now_ns + cluster.timing.space_deadline_ns)
-        if deadline_ns <= now_ns and not (cluster.frozen and fault[5] in (WRITE, EXCLUSIVE)):
-            self._give_up(table, fault, key)
-=======
         deadline_ns = self._deadlines.get((table.agent.session, fault[0])) or now_ns + cluster.timing.space_deadline_ns
+        if deadline_ns <= now_ns and cluster.frozen and fault[5] in (WRITE, EXCLUSIVE):
+            deadline_ns = now_ns + cluster.timing.space_deadline_ns
         if deadline_ns <= now_ns:
             self._give_up(table, fault)
->>>>>>> Stashed changes
             return
-        if deadline_ns <= now_ns:
-            deadline_ns = self._deadlines[key] = now_ns + cluster.timing.space_deadline_ns
         if not self._short:
             cluster.timers.at(deadline_ns, self._expire)
         self._wait(self._short, table, fault, deadline_ns)

@@ -93,11 +93,11 @@ class Zeroing:
 
     def consider(self, now_ns: int) -> None:
         """Go on with what was interrupted; begin a batch wherever the pool is low and there is something to zero."""
+        if self._cluster.frozen:
+            return
         for job in list(self._jobs.values()):
             if job.state == INTERRUPTED:
                 self._repeat(job, now_ns)
-        if self._cluster.frozen:
-            return
         for slot, space in self._cluster.allocator.spaces.items():
             low = space.zeroed.total < self._cluster.limits.zeroed_pool_segments
             if low and space.free.total and slot not in self._running and slot not in self._resting:

@@ -70,7 +70,8 @@ class BdevIo:
     """One request: `offset` and `length` in bytes. A READ has its bytes in `data` when it ends well.
 
     `watched`: whoever submits it looks at `Bdev.losses` itself; else the bdev fails the flush that follows a loss.
-    `probe`: it goes ahead of what waits for `Bdev.verify`, and fails rather than wait.
+    `probe`: it goes ahead of what waits for `Bdev.verify`, and fails rather than wait. Not `settled`: it has failed,
+    but what it was to write may still be written, until the bdev is attached anew.
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class BdevIo:
         "operation",
         "owner",
         "probe",
+        "settled",
         "status",
         "watch",
         "watched",
@@ -111,6 +113,7 @@ class BdevIo:
         self.owner = owner
         self.fua = fua
         self.status = Status.OK
+        self.settled = True
         self.bdev: Bdev | None = None
         self.context: Any = None
         self.watched = watched
@@ -201,13 +204,15 @@ class Bdev:
     `direct`: the memory that is the whole device, if it is one; whoever uses it counts in a DirectCount.
     `attachments` counts the times that what is behind the bdev was attached anew. Before any I/O goes on then,
     `verify`, which the holder of the claim sets, says whether it is still the same: None if that could not be told.
-    `refused`: it was not, and nobody has claimed it since.
+    `refused`: it was not, and nobody has claimed it since. `origin` says where a remote one leads, and as whom: an
+    attach to the same origin succeeds only when I/O from before has ended.
     """
 
     product_name: ClassVar[str] = ""
     operations: ClassVar[frozenset[Operation]] = frozenset({Operation.READ, Operation.WRITE})
     extra_io_types: ClassVar[frozenset[str]] = frozenset({"reset"})
     may_lose: ClassVar[bool] = False
+    origin: tuple[object, ...] | None = None
     direct: mmap | None = None
     volatile_cache = False
     read_only = False

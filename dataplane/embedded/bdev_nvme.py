@@ -3,7 +3,10 @@
 The host code restores a lost connection. I/O that a lost connection broke, or that comes meanwhile, waits and is tried
 again (every command here may be done twice), at most `wait_s` and at most WAITING_MAX of them; then it fails. A
 connection that is back is an attach: I/O goes on waiting until whoever has claimed the bdev has verified what is there
-now (design: containers are who they say); if that is something else, what waits fails. If the
+now (design: containers are who they say); if that is something else, what waits fails. A write that fails after it was
+sent is not `settled`: its command may still run there. Our target lets a host in again only when all of them have
+ended (fabric.nvme_tcp.fabrics), so that a connection that is back settles them; other targets do not promise that, and
+with them only the removal of the host settles anything. If the
 remote cache is volatile, a lost connection is a loss: whoever has unflushed writes there must not believe the next
 flush.
 """
@@ -25,7 +28,7 @@ from fabric.nvme_tcp.capsule import Sqe, pack_ranges
 from fabric.nvme_tcp.host_command import HostCommand
 from fabric.nvme_tcp.host_controller import HostNamespace
 from fabric.nvme_tcp.initiator import QueueFullError
-from mapping.rules import Operation
+from mapping.rules import Operation, is_write
 from mapping.status import Status
 
 WAITING_MAX: Final = 4096
@@ -103,6 +106,7 @@ class NvmeBdev(Bdev):
             uuid.UUID(bytes=bytes(identity)) if identity else None,
         )
         self.nsid = namespace.nsid
+        self.origin = (*controller.parameters.trid().values(), controller.parameters.hostnqn, self.nsid)
         self.read_only = namespace.read_only
         self.volatile_cache = controller.host.volatile_cache
         self.controller = controller
@@ -236,7 +240,7 @@ class NvmeBdev(Bdev):
 class NvmeIo:
     """One bdev I/O as NVMe commands of at most the controller's transfer size."""
 
-    __slots__ = ("_buffer", "_left", "_lost", "_status", "bdev", "deadline", "io")
+    __slots__ = ("_buffer", "_left", "_lost", "_sent", "_status", "bdev", "deadline", "io")
 
     def __init__(self, bdev: NvmeBdev, io: BdevIo) -> None:
         self.bdev = bdev
@@ -244,6 +248,7 @@ class NvmeIo:
         self.deadline: float | None = None
         self._left = 0
         self._lost = False
+        self._sent = False
         self._status = Status.OK
         self._buffer: bytearray | None = None
 
@@ -253,7 +258,7 @@ class NvmeIo:
         if not bdev.ready and not io.probe:
             bdev.wait(self)
             return
-        self._lost, self._status, self._left = False, Status.OK, 1
+        self._lost, self._sent, self._status, self._left = False, False, Status.OK, 1
         if io.operation is Operation.READ:
             self._buffer = bytearray(io.length)
         step = self._step()
@@ -305,6 +310,7 @@ class NvmeIo:
         if self._left:
             return
         if self._lost:
+            self._sent = True
             self.bdev.wait(self)
             return
         if self._buffer is not None and self._status is Status.OK:
@@ -312,7 +318,8 @@ class NvmeIo:
         self.bdev.ended(self.io, self._status)
 
     def fail(self, status: Status) -> None:
-        """It has waited in vain."""
+        """It has waited in vain; what was sent of it may still be done."""
+        self.io.settled = not (self._sent and is_write(self.io.operation))
         self.bdev.ended(self.io, status)
 
 

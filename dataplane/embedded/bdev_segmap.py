@@ -157,6 +157,16 @@ class SegmapBdev(Bdev):
         if self._drained is not None:
             self._check_drained()
 
+    def complete_unsettled(self, part: Part, status: Status, container: Container) -> None:
+        """Like `complete`, but the container may still do it: barriers wait until the container is attached anew."""
+
+        def settled() -> None:
+            self.host.run(self.engine.settle(part))
+            self._check_drained()
+
+        container.unsettled.append(settled)
+        self.host.run(self.engine.complete(part, status, self._clock(), settled=False))
+
     def windowed(self, host_io: HostIo, begun: bool) -> None:
         """Keep track of host I/Os that still have parts to make."""
         (self._windowed.add if begun else self._windowed.discard)(host_io)
@@ -354,9 +364,16 @@ class HostIo:
         if container not in self.disk.unflushed:
             self.disk.touch(container)
         data = self._data_of(part, length) if operation is _WRITE else None
-        io = BdevIo(operation, offset, length, self._container_done, data=data, fua=self.io.fua, watched=True)
-        io.context = part
+        io = BdevIo(operation, offset, length, self._written, data=data, fua=self.io.fua, watched=True)
+        io.context = part, container
         container.bdev.submit(io)
+
+    def _written(self, io: BdevIo) -> None:
+        part, container = io.context
+        if io.settled:
+            self.disk.complete(part, io.status)
+        else:
+            self.disk.complete_unsettled(part, io.status, container)
 
     def _read(self, part: Part, bdev: Bdev, offset: int, length: int) -> None:
         data = bdev.read_now(offset, length)
@@ -364,7 +381,7 @@ class HostIo:
             self._pieces[part.segment] = data
             self.disk.complete(part, Status.OK)
             return
-        io = BdevIo(_READ, offset, length, self._container_done)
+        io = BdevIo(_READ, offset, length, self._has_read)
         io.context = part
         bdev.submit(io)
 
@@ -378,9 +395,9 @@ class HostIo:
         start = part.segment * geometry.segment_size + part.offset_blocks * geometry.block_size - self.io.offset
         return memoryview(data)[start : start + length]
 
-    def _container_done(self, io: BdevIo) -> None:
+    def _has_read(self, io: BdevIo) -> None:
         part: Part = io.context
-        if io.operation is _READ and io.status is Status.OK:
+        if io.status is Status.OK:
             assert io.data is not None
             self._pieces[part.segment] = io.data
         self.disk.complete(part, io.status)

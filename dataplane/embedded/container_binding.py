@@ -125,6 +125,9 @@ class ContainerBinder:
         else:
             container.label, container.bdev, container.close = label, bdev, close
             container.losses_before -= bdev.losses
+            if bdev.origin is not None and bdev.origin == container.origin:
+                container.settle()
+        container.origin = bdev.origin
         return container
 
     def _opened(self, bdev: Bdev, owner: object, on_event: Callable[[BdevEvent], None]) -> Callable[[], None]:
@@ -163,7 +166,9 @@ class ContainerBinder:
         """The answer to UNBIND_SLOT."""
         if slot in self._binding:
             return Status.BUSY, f"slot {slot} is being bound"
-        status = self._host.plane.unbind_slot(slot)
+        known = self._host.containers.get(slot)
+        unsettled = known is not None and known.unsettled
+        status = Status.BUSY if unsettled else self._host.plane.unbind_slot(slot)
         if status is not Status.OK:
             return status, f"slot {slot} is " + ("in use" if status is Status.BUSY else "not bound")
         container = self._host.containers.pop(slot)
@@ -205,7 +210,9 @@ async def _is_still(container: Container, bdev: Bdev) -> bool | None:
     except LabelError as error:
         _log.error("slot %d: bdev %s has come back as something else: %s", container.slot, bdev.name, error)
         container.lost()
+        container.origin = None
         return False
+    container.settle()
     return True
 
 

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from dataplane.embedded.bdev import Bdev
@@ -52,7 +52,11 @@ BarrierToken = Callable[[Status], None]
 
 @dataclass(slots=True, eq=False)
 class Container:
-    """A bound slot. `segment_count` counts the label's segment 0. Without a bdev its I/O fails."""
+    """A bound slot. `segment_count` counts the label's segment 0. Without a bdev its I/O fails.
+
+    `unsettled`: what to do about parts that have ended for their hosts, but may still be written here, once they
+    cannot: the container was attached anew as `origin` (see Bdev).
+    """
 
     slot: int
     label: Label
@@ -60,6 +64,8 @@ class Container:
     close: Callable[[], None]
     changed: Callable[[], None]
     losses_before: int = 0
+    origin: tuple[object, ...] | None = None
+    unsettled: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def losses(self) -> int:
@@ -78,6 +84,12 @@ class Container:
             self.bdev = None
             self.changed()
             self.close()
+
+    def settle(self) -> None:
+        """Nothing from before is being done there any more."""
+        unsettled, self.unsettled = self.unsettled, []
+        for settled in unsettled:
+            settled()
 
 
 class PlaneHost:
@@ -177,6 +189,11 @@ class PlaneHost:
         """A container is no longer what it was: nobody goes straight to its memory."""
         for path in self.paths:
             path.disarm()
+
+    def abandon(self) -> None:
+        """The process ends: nobody asks any more whether its I/O has ended."""
+        for container in self.containers.values():
+            container.settle()
 
     def close(self) -> None:
         """No more ticks."""

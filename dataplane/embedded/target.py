@@ -81,6 +81,7 @@ class Target:
             self._dataplane.close()
             await closed(self._dataplane)
         await self.controllers.close()
+        self.plane_host.abandon()
         for bdev in reversed(list(self.layer.bdevs.values())):
             if bdev.name in self.layer.bdevs:
                 await self.layer.unregister(bdev)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from channel.messages import Admit, BindSlot, LeaseGrant, Response, SetEntries
+from channel.messages import Admit, BindSlot, LeaseGrant, Response, SetEntries, TableSlots, UnbindSlot
 from channel.values import AttachFlags, Header
 from dataplane.embedded.bdev import Bdev, transfer
+from dataplane.embedded.bdev_nvme import NvmeBdev
 from dataplane.embedded.bdev_segmap import SegmapBdev
 from mapping.rules import Operation
 from mapping.status import Status
@@ -25,6 +27,7 @@ from tests.embedded.scripted_daemon import (
     at,
     on_loop,
     read,
+    write,
 )
 from tests.embedded.test_bdev_nvme import HOST, SEGMENT
 from transport import unix
@@ -132,9 +135,27 @@ class SlowRemote(Remote):
             await asyncio.sleep(0)
             self.slow.finish(len(self.slow.waiting))
 
+    async def leave_a_write(self) -> asyncio.Future[Any]:
+        """A write that has failed for its host and still runs at the container; a barrier that begins after it."""
+        writing = write(self.disk, 0, b"1" * 512)
+        await until(lambda: self.slow.waiting)
+        await self.interrupt()
+        assert writing.status is None
+        bdev = self.remote
+        assert isinstance(bdev, NvmeBdev)
+        bdev._waiting = deque((0.0, io) for _, io in bdev._waiting)
+        bdev._expire()
+        assert writing.status is Status.IO_ERROR
+        return self.daemon.begin(SetEntries(0, 1, [0]), self.daemon.next(blocking=True, table=TABLE))
+
     async def __aexit__(self, *failure: object) -> None:
         self.slow.finish(len(self.slow.waiting))
         await super().__aexit__(*failure)
+
+
+async def a_while() -> None:
+    """Long enough for a host to connect again."""
+    await asyncio.sleep(0.3)
 
 
 @on_loop
@@ -248,3 +269,73 @@ async def test_a_connection_lost_while_a_slot_is_being_bound_binds_nothing(tmp_p
         again = asyncio.ensure_future(rig.bind())
         await rig.finish_until(again.done)
         assert again.result().status is Status.OK
+
+
+@on_loop
+async def test_a_barrier_waits_for_a_failed_write_until_the_connection_is_back(tmp_path: Path) -> None:
+    async with SlowRemote(tmp_path) as rig:
+        barrier = await rig.leave_a_write()
+        await rig.listen()
+        await a_while()
+        assert (len(rig.slow.waiting), barrier.done(), await rig.state()) == (1, False, "resetting")
+        rig.slow.finish()
+        await until(lambda: rig.slow.waiting)
+        assert (rig.slow.waiting[0].operation, barrier.done()) == (Operation.READ, False)
+        rig.slow.finish()
+        assert (await barrier)[0].status is Status.OK
+        assert rig.disk.engine.generations.begun == 0
+
+
+@on_loop
+async def test_a_write_is_not_done_twice_at_the_same_time(tmp_path: Path) -> None:
+    async with SlowRemote(tmp_path) as rig:
+        first = write(rig.disk, 0, b"1" * 512)
+        await until(lambda: rig.slow.waiting)
+        await rig.interrupt()
+        await rig.listen()
+        await a_while()
+        assert (len(rig.slow.waiting), first.status) == (1, None)
+        await rig.finish_until(lambda: first.ended)
+        assert first.status is Status.OK
+        second = write(rig.disk, 0, b"2" * 512)
+        await rig.finish_until(lambda: second.ended)
+        assert rig.slow._memory[3 * SEGMENT : 3 * SEGMENT + 512] == b"2" * 512
+
+
+@on_loop
+async def test_a_failed_write_is_counted_until_its_container_is_attached_and_bound_again(tmp_path: Path) -> None:
+    async with SlowRemote(tmp_path) as rig:
+        barrier = await rig.leave_a_write()
+        await rig.mapper.call("bdev_nvme_detach_controller", name="c")
+        await rig.listen()
+        attach = asyncio.ensure_future(
+            rig.mapper.call("bdev_nvme_attach_controller", name="c", **rig.address, hostnqn=HOST)
+        )
+        await a_while()
+        assert not attach.done()
+        await rig.finish_until(attach.done)
+        assert not barrier.done()
+        assert (await rig.daemon.ask(UnbindSlot(0), rig.daemon.header(table=0))).status is Status.BUSY
+        bound = asyncio.ensure_future(rig.bind())
+        await rig.finish_until(bound.done)
+        assert bound.result().status is Status.OK
+        assert (await barrier)[0].status is Status.OK
+
+
+@on_loop
+async def test_a_failed_write_to_what_is_something_else_now_stays_counted(tmp_path: Path) -> None:
+    async with SlowRemote(tmp_path) as rig:
+        barrier = await rig.leave_a_write()
+        rig.slow.finish()
+        rig.slow._memory[:] = bytes(len(rig.slow._memory))
+        await rig.listen()
+        await rig.finish_until(lambda: rig.mapper.target.plane_host.containers[0].bdev is None)
+        bound = asyncio.ensure_future(rig.bind(AttachFlags.INITIALIZE))
+        await rig.finish_until(bound.done)
+        assert bound.result().status is Status.OK
+        assert not barrier.done()
+        rig.mapper.target.plane_host.plane.tables[TABLE].limits.io_ns = 0
+        late = rig.daemon.begin(SetEntries(0, 1, [0]), rig.daemon.next(blocking=True, table=TABLE))
+        assert (await late)[0].status is Status.BARRIER_TIMEOUT
+        assert (await rig.daemon.ask(TableSlots([]), rig.daemon.header(table=TABLE))).status is Status.OK
+        assert (await rig.daemon.ask(UnbindSlot(0), rig.daemon.header(table=0))).status is Status.BUSY

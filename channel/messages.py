@@ -27,6 +27,7 @@ from channel.values import (
     EventKind,
     FaultRecords,
     Flags2,
+    Flags3,
     MessageType,
     Name,
     Nqn,
@@ -283,7 +284,7 @@ class AttachContainer(Message):
     generation: U64
     segment_size: U64
     segment_count: U64
-    flags: Flags2
+    flags: Flags3
     trtype: Name
     traddr: Name
     trsvcid: Name
@@ -303,7 +304,7 @@ class BindSlot(Message):
     """Open the bdev, verify its label or write it (and flush), and bind it as `slot`."""
 
     slot: SlotNumber
-    flags: Flags2
+    flags: Flags3
     container: Uuid
     cluster: Uuid
     generation: U64

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from channel import messages as m
+from channel.codec import encode
 from channel.values import FaultRecord, Header, TableSequence
 from controller.config import SECOND_NS, Limits, Timing
 from controller.core import effects as fx
@@ -225,6 +226,7 @@ class Rig:
             self.logs.append(effect)
 
     def _send(self, effect: fx.Send) -> None:
+        encode(effect.message, effect.header._replace(request_id=effect.attempt))
         agent = self.ends.get(effect.session)
         if agent is None:
             return

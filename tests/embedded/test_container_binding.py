@@ -121,3 +121,20 @@ async def test_a_bdev_removed_while_it_is_bound_is_not_bound() -> None:
         assert answer.result()[0].status is Status.NOT_FOUND
         await removal
         assert rig.host.containers == {}
+
+
+@on_loop
+async def test_a_label_is_renewed_with_a_newer_generation_and_then_refuses_older_stores() -> None:
+    renew = AttachFlags.RENEW
+    async with Rig() as rig:
+        assert (await rig.bind(flags=renew)).status is Status.LABEL_MISMATCH, "nothing is renewed where no label is"
+        await rig.bind()
+        assert (await rig.bind(flags=0, generation=3)).status is Status.OK
+        assert decode(bytes(rig.fast.read_now(0, LABEL_BYTES) or b"")).generation == 1
+        assert (await rig.bind(flags=renew, generation=3)).status is Status.OK
+        assert decode(bytes(rig.fast.read_now(0, LABEL_BYTES) or b"")).generation == 3
+        assert (await rig.bind(flags=renew, generation=2)).status is Status.LABEL_MISMATCH
+        await rig.daemon.ask(UnbindSlot(0))
+        assert (await rig.bind(flags=0, generation=2)).status is Status.LABEL_MISMATCH
+        assert (await rig.bind(flags=renew, generation=4)).status is Status.OK
+        assert decode(bytes(rig.fast.read_now(0, LABEL_BYTES) or b"")).generation == 4

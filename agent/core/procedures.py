@@ -19,6 +19,7 @@ from channel.messages import (
     DetachContainer,
     Done,
     TableSlots,
+    TableStatus,
     UnbindSlot,
     response_to,
     short,
@@ -206,4 +207,7 @@ def delete_table(table: int) -> Procedure:
         yield calls.DeleteTable(seen[table])
 
     yield from converge(lambda: call(calls.ListTables()), lambda seen: table not in seen, act)
+    left = (yield Ask(TableStatus())).message
+    if left.status != Status.OK or any(known == table for known, _ in left.tables):
+        return Done(Status.BUSY, f"table {table:#x}: its I/O has not ended")
     return Done()

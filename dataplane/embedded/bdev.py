@@ -205,13 +205,15 @@ class Bdev:
     `attachments` counts the times that what is behind the bdev was attached anew. Before any I/O goes on then,
     `verify`, which the holder of the claim sets, says whether it is still the same: None if that could not be told.
     `refused`: it was not, and nobody has claimed it since. `origin` says where a remote one leads, and as whom: an
-    attach to the same origin succeeds only when I/O from before has ended.
+    attach to the same origin succeeds only when I/O from before has ended. `listed_until_closed`: it keeps its name
+    while its I/O drains, so that it can be seen that this has not ended yet.
     """
 
     product_name: ClassVar[str] = ""
     operations: ClassVar[frozenset[Operation]] = frozenset({Operation.READ, Operation.WRITE})
     extra_io_types: ClassVar[frozenset[str]] = frozenset({"reset"})
     may_lose: ClassVar[bool] = False
+    listed_until_closed: ClassVar[bool] = False
     origin: tuple[object, ...] | None = None
     direct: mmap | None = None
     volatile_cache = False
@@ -447,13 +449,19 @@ class BdevLayer:
         """Take the bdev away: from its users, from the names, then for good."""
         if bdev.removing:
             raise BdevError(errno.EBUSY)
+        if not bdev.listed_until_closed:
+            self._forget(bdev)
+        await bdev.removed()
+        bdev.gone = True
+        await bdev.close()
+        if bdev.listed_until_closed:
+            self._forget(bdev)
+
+    def _forget(self, bdev: Bdev) -> None:
         for name in (bdev.name, *bdev.aliases):
             self._names.pop(name, None)
         self.bdevs.pop(bdev.name, None)
         self._notify("bdev_unregister", bdev.name)
-        await bdev.removed()
-        bdev.gone = True
-        await bdev.close()
 
     async def wait_for(self, name: str, timeout_ms: int) -> Bdev:
         """The bdev, as soon as it is registered. Raises BdevError: ENODEV without a timeout, else ETIMEDOUT."""

@@ -42,6 +42,7 @@ class SegmapBdev(Bdev):
         {Operation.READ, Operation.WRITE, Operation.UNMAP, Operation.WRITE_ZEROES, Operation.FLUSH}
     )
     extra_io_types: ClassVar[frozenset[str]] = frozenset({"reset", "abort"})
+    listed_until_closed: ClassVar[bool] = True
     volatile_cache = True
 
     def __init__(
@@ -209,7 +210,10 @@ class SegmapBdev(Bdev):
         return segment_count * geometry.blocks_per_segment
 
     async def removed(self) -> None:
-        """First the table goes (its I/O would fault with NO-TABLE), then what is parked, then the users."""
+        """First the table goes (its I/O would fault with NO-TABLE), then what is parked, then the users.
+
+        The disk is listed, without being `present`, until what has begun has ended: only then is it deleted.
+        """
         self.host.run(self.host.plane.remove_table(self.table, self._clock())[1])
         self._drop_parked()
         await super().removed()

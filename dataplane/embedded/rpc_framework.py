@@ -75,7 +75,7 @@ def framework_wait_init(target: Target, _: Parameters) -> Any:
 
 def _bdev_config(target: Target) -> list[dict[str, Any]]:
     controllers = [controller.config() for controller in target.controllers.all()]
-    configs = [bdev.config() for bdev in target.layer.bdevs.values()]
+    configs = [bdev.config() for bdev in target.layer.bdevs.values() if not bdev.removing]
     bdevs = [config for config in configs if config is not None]
     return [*controllers, *bdevs, {"method": "bdev_wait_for_examine"}]
 

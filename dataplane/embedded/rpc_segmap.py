@@ -70,7 +70,7 @@ def bdev_segmap_create(target: Target, parameters: Parameters) -> str:
 
 @TABLE.method("bdev_segmap_delete", required("name", string))
 async def bdev_segmap_delete(target: Target, parameters: Parameters) -> bool:
-    """The disk, its namespaces, its parked I/O and its table."""
+    """The disk, its namespaces, its parked I/O and its table; it is listed until its container I/O has ended."""
     await target.layer.unregister(target.layer.find(parameters["name"], SegmapBdev))
     return True
 

@@ -83,7 +83,7 @@ class Target:
         await self.controllers.close()
         self.plane_host.abandon()
         for bdev in reversed(list(self.layer.bdevs.values())):
-            if bdev.name in self.layer.bdevs:
+            if bdev.name in self.layer.bdevs and not bdev.removing:
                 await self.layer.unregister(bdev)
         self.plane_host.close()
         self.pool.close()

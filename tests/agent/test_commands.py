@@ -33,6 +33,7 @@ from channel.messages import (
     Present,
     Presented,
     TableSlots,
+    TableStatus,
     UnbindSlot,
     Withdraw,
 )
@@ -207,6 +208,19 @@ def test_a_refused_delete_says_why() -> None:
     driver.target.tables[TABLE] = "vdisk3"
     driver.target.fault(DeleteTable, CallRefused(-16, "Device or resource busy"))
     assert "busy" in driver.response_to(DeleteTableMessage(), TABLE).detail
+
+
+def test_a_table_is_deleted_when_the_data_plane_has_it_no_more() -> None:
+    driver = mapper()
+    driver.target.tables[TABLE] = "vdisk3"
+    driver.plane_tables = [(TABLE, 3)]
+    driver.target.fault(DeleteTable, "late")
+    response = driver.response_to(DeleteTableMessage(), TABLE)
+    assert (response.status, response.detail) == (Status.BUSY, f"table {TABLE:#x}: its I/O has not ended")
+    driver.plane_tables = [(TABLE + 1, 3)]
+    assert driver.response_to(DeleteTableMessage(), TABLE) == Done()
+    driver.plane_statuses[TableStatus] = Status.INTERNAL
+    assert driver.response_to(DeleteTableMessage(), TABLE).status is Status.BUSY
 
 
 # --- presentations ---------------------------------------------------------------------------------------------------

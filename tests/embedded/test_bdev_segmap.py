@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 
 import pytest
@@ -503,6 +504,29 @@ async def test_delete_drops_what_is_parked_and_waits_for_what_has_begun() -> Non
         await task
         assert begun.ended
         assert rig.host.plane.tables == {}
+
+
+@on_loop
+async def test_a_disk_is_listed_until_what_has_begun_has_ended() -> None:
+    async with Rig() as rig:
+        disk = await rig.ready(slots=(1,))
+        await rig.daemon.set(0, [at(2, 1)])
+        begun = write(disk, 0, b"w" * 512)
+        task = asyncio.ensure_future(rig.layer.unregister(disk))
+        await settle()
+        assert rig.layer.get(disk.name) is disk
+        assert (disk.info()["table"], disk.info()["present"]) == (TABLE, False)
+        with pytest.raises(BdevError) as caught:
+            await rig.layer.unregister(disk)
+        assert caught.value.errno == errno.EBUSY
+        with pytest.raises(BdevError) as caught:
+            rig.disk()
+        assert caught.value.errno == errno.EEXIST
+        assert not any(kind == "bdev_unregister" for _, kind, _ in rig.layer.notifications)
+        rig.slow.finish()
+        await task
+        assert (begun.status, rig.layer.get(disk.name), rig.host.plane.tables) == (Status.OK, None, {})
+        assert rig.layer.notifications[-1][1:] == ("bdev_unregister", disk.name)
 
 
 @on_loop

@@ -323,6 +323,30 @@ async def test_a_failed_write_is_counted_until_its_container_is_attached_and_bou
 
 
 @on_loop
+async def test_a_disk_with_a_failed_write_is_deleted_when_that_has_ended(tmp_path: Path) -> None:
+    async with SlowRemote(tmp_path) as rig:
+        await rig.leave_a_write()
+        target = rig.mapper.target
+        deleting = asyncio.ensure_future(target.layer.unregister(rig.disk))
+        await a_while()
+        (listed,) = await rig.mapper.call("bdev_segmap_get")
+        assert (listed["table"], listed["present"], deleting.done()) == (TABLE, False, False)
+        assert "bdev_segmap_create" not in str(await rig.mapper.call("framework_get_config", name="bdev"))
+        await rig.listen()
+        await rig.finish_until(deleting.done)
+        assert await rig.mapper.call("bdev_segmap_get") == []
+
+
+@on_loop
+async def test_a_target_ends_although_a_write_hangs(tmp_path: Path) -> None:
+    async with SlowRemote(tmp_path) as rig:
+        barrier = await rig.leave_a_write()
+        await rig.mapper.target.close()
+        assert rig.mapper.target.plane_host.plane.tables == {}
+        assert barrier.cancelled() or not barrier.done()
+
+
+@on_loop
 async def test_a_failed_write_to_what_is_something_else_now_stays_counted(tmp_path: Path) -> None:
     async with SlowRemote(tmp_path) as rig:
         barrier = await rig.leave_a_write()

@@ -27,7 +27,7 @@ from agent.core.calls import CallFailed, CallUnknown, Listener
 from agent.link import Link
 from agent.ports import Reservation
 from agent.target_calls import TargetCalls
-from agent.target_process import State, TargetHandle, TargetUnavailable, write_whole
+from agent.target_process import State, TargetHandle, TargetUnavailable, this_machine, write_whole
 from channel.events import Event as ChannelEvent
 from channel.events import (
     NoticeReceived,
@@ -75,7 +75,7 @@ class AgentShell:
         state = State.load(config.state_path)
         self._port = Reservation(config.listen_host, config.listen_port or state.port, self._chance)
         self.listener = Listener("TCP", config.listen_host, str(self._port.port))
-        self.core = Agent(config, self.listener)
+        self.core = Agent(config, self.listener, this_machine())
         self._target = TargetHandle(config, self._port.port, lambda why: self._tell(e.TargetExited(why)))
         self._calls: TargetCalls | None = None
         self._controller: Link | None = None

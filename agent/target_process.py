@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from uuid import NAMESPACE_OID, uuid5
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from agent.bound import bound_command
 from agent.config import AgentConfig
@@ -225,5 +225,13 @@ async def end_left_over(config: AgentConfig) -> bool:
 
 def _identity(process: ProcessIdentity) -> bytes:
     """16 bytes that name this process for good, the same for every daemon that adopts it."""
-    boot = BOOT_ID.read_text().strip()
-    return uuid5(NAMESPACE_OID, f"{boot}:{process.pid}:{process.start_time}").bytes
+    return uuid5(NAMESPACE_OID, f"{_boot()}:{process.pid}:{process.start_time}").bytes
+
+
+def this_machine() -> bytes:
+    """16 bytes that name this machine until it is started anew: what ran before that is gone."""
+    return UUID(_boot()).bytes
+
+
+def _boot() -> str:
+    return BOOT_ID.read_text().strip()

@@ -134,7 +134,8 @@ class TablesRead(Response):
 class Hello(Message):
     """First message of an agent. Header: term, incarnation and epoch as the data plane has them, 0 if none.
 
-    The response may come late: the incarnation before this one has to be fenced first.
+    `machine`: the boot that it runs in. A new instance there proves that the one before it is gone; one elsewhere, or
+    16 zeroes, proves nothing. The response may come late: the incarnation before this one has to be fenced first.
     """
 
     version_min: U8
@@ -144,6 +145,7 @@ class Hello(Message):
     name: Name
     software: Name
     tables: TableSequences = ()
+    machine: Uuid = bytes(16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,10 +62,11 @@ class Phase(Enum):
 
 
 class Agent:
-    """The machine. `listener`: where this agent's target listens for hosts."""
+    """The machine. `listener`: where this agent's target listens for hosts; `machine`: what HELLO says of the host."""
 
-    def __init__(self, config: AgentConfig, listener: Listener) -> None:
+    def __init__(self, config: AgentConfig, listener: Listener, machine: bytes = bytes(16)) -> None:
         self.config = config
+        self.machine = machine
         self.listener = listener
         self.supply = Supply()
         self.work = Work(lambda: self.standing)
@@ -259,7 +260,7 @@ class Agent:
         self._greeted_epoch = header.epoch
         roles = (Roles.MAPPER if self.config.maps else 0) | (Roles.EXPORTER if self.config.exports else 0)
         sequences = [TableSequence(*table) for table in tables]
-        hello = Hello(VERSION, VERSION, int(roles), instance, self.config.name, SOFTWARE, sequences)
+        hello = Hello(VERSION, VERSION, int(roles), instance, self.config.name, SOFTWARE, sequences, self.machine)
         return [e.SendController(hello, header)]
 
     def _welcomed(self, event: e.Welcomed) -> list[Effect]:

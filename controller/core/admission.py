@@ -7,20 +7,22 @@ its sequences are taken from its HELLO, and unanswered commands are sent again. 
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import Any, Final
 
 from channel.fields import plain
 from channel.messages import AgentEvent, Epoch, Export, LeaseGrant, LeaseRenew, MapFault, Refused
 from channel.messages import Hello as HelloMessage
 from channel.messages import Welcome as WelcomeMessage
 from channel.values import EventKind, Header
-from controller.config import AGENTS_MAX
+from controller.config import AGENTS_MAX, SECOND_NS
 from controller.core.agents import EXPORTER, MAPPER, Agent, AgentTable, Hello, Standing, TableState
 from controller.core.cluster import Cluster
 from controller.core.effects import Close, Depose, Send, Welcome
 from controller.core.holdings import NOTHING
 from controller.store.interface import JsonValue
 from mapping.status import Status
+
+DOUBLE_NS: Final = 60 * SECOND_NS
 
 
 class Admission:
@@ -29,6 +31,7 @@ class Admission:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._peers: dict[int, str] = {}
+        self._doubles: dict[str, int] = {}
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -61,9 +64,6 @@ class Admission:
     def hello(self, session: int, header: Header, message: HelloMessage, now_ns: int) -> None:
         """An agent introduces itself."""
         cluster = self._cluster
-        if header.term > cluster.term:
-            self.depose(f"agent {message.name} has served term {header.term}, ours is {cluster.term}", now_ns)
-            return
         peer = self._peers.get(session)
         if peer is None:
             return
@@ -73,7 +73,13 @@ class Admission:
         if not message.roles & (MAPPER | EXPORTER):
             self._refuse(session, Status.BAD_MESSAGE, "an agent is a mapper, an exporter or both")
             return
+        if header.term > cluster.term:
+            self._refuse(session, Status.STALE_TERM, self._later_term(peer, header.term, now_ns))
+            return
         agent = cluster.agents_by_name.get(peer)
+        if agent is not None and self._is_a_double(agent, message, now_ns):
+            self._refuse(session, Status.BUSY, self._said_of_double(peer, now_ns))
+            return
         if agent is None:
             if len(cluster.agents) >= AGENTS_MAX:
                 self._refuse(session, Status.LIMIT, f"the cluster has {AGENTS_MAX} agents already")
@@ -84,6 +90,35 @@ class Admission:
         agent.hello = Hello(session, header, message)
         agent.software = message.software
         self._consider(agent, now_ns)
+
+    def _later_term(self, name: str, term: int, now_ns: int) -> str:
+        """An agent says that somebody else reigns. It may be wrong, or lie: the store alone is the judge of that."""
+        text = f"agent {name} says that it has served term {term}, ours is {self._cluster.term}"
+        self._cluster.log.alarm(now_ns, "term", name, text)
+        return text
+
+    def _is_a_double(self, agent: Agent, message: HelloMessage, now_ns: int) -> bool:
+        """Another machine bears the name of one that is connected and may have a lease: that one stays."""
+        if not agent.admitted or message.instance == agent.instance or now_ns >= agent.lease_until_ns:
+            return False
+        return not _is_at(agent, message.machine)
+
+    def _said_of_double(self, name: str, now_ns: int) -> str:
+        """An alarm until nobody has tried for a while."""
+        text = f"agent {name} is connected from another machine already: two have one name and one certificate"
+        self._cluster.log.alarm(now_ns, "double", name, text)
+        known = self._doubles.get(name)
+        self._doubles[name] = now_ns
+        if known is None:
+            self._cluster.timers.at(now_ns + DOUBLE_NS, lambda now: self._look_for_double(name, now))
+        return text
+
+    def _look_for_double(self, name: str, now_ns: int) -> None:
+        if now_ns < self._doubles[name] + DOUBLE_NS:
+            self._cluster.timers.at(self._doubles[name] + DOUBLE_NS, lambda now: self._look_for_double(name, now))
+            return
+        del self._doubles[name]
+        self._cluster.log.clear(now_ns, "double", name, f"agent {name} is one machine again")
 
     def _replace_session(self, agent: Agent, session: int, now_ns: int) -> None:
         """The newest connection wins."""
@@ -112,12 +147,10 @@ class Admission:
         elif same:
             self._turn_away(agent, Status.STALE_INCARNATION, f"incarnation {agent.incarnation} has been fenced")
         elif agent.standing is Standing.ALIVE:
-            agent.replaced = True
-            self._restarted_exports(agent, hello, now_ns)
+            self._replaced(agent, hello, now_ns)
             self._cluster.fencing.fence(agent, "a new data plane has started", now_ns)
         elif agent.standing is Standing.FENCING:
-            agent.replaced = True
-            self._restarted_exports(agent, hello, now_ns)
+            self._replaced(agent, hello, now_ns)
             self._cluster.fencing.proceed(agent, now_ns)
         else:
             self._admit(agent, hello, now_ns)
@@ -131,6 +164,7 @@ class Admission:
         for allow in [allow for allow in cluster.allows.values() if allow.agent == agent.number]:
             cluster.fencing.denied(allow)
         agent.incarnation, agent.instance, agent.roles = hello.header.incarnation, hello.instance, hello.roles
+        agent.machine = hello.machine
         agent.standing = Standing.ALIVE
         agent.lease_until_ns = max(agent.lease_until_ns, now_ns + cluster.timing.surely_expired_ns)
         cluster.incarnation_max = max(cluster.incarnation_max, agent.incarnation)
@@ -142,6 +176,24 @@ class Admission:
         session, agent.session, agent.hello = agent.session, 0, None
         self._cluster.sessions.pop(session, None)
         self._refuse(session, status, detail)
+
+    def _replaced(self, agent: Agent, hello: Hello, now_ns: int) -> None:
+        """A new instance on the same machine has taken the place of the one before.
+
+        On another machine, or after a boot, that one may still run: its lease has to expire. Its own exports cannot
+        deny it then; they count as gone once the I/O that it began with the lease has passed its deadline, too.
+        """
+        if _is_at(agent, hello.machine):
+            agent.replaced = True
+            self._restarted_exports(agent, hello, now_ns)
+            return
+
+        def passed(now_ns: int) -> None:
+            if agent.hello is hello and agent.standing is Standing.FENCING:
+                self._restarted_exports(agent, hello, now_ns)
+                self._cluster.fencing.proceed(agent, now_ns)
+
+        self._cluster.timers.at(max(agent.lease_until_ns, now_ns) + self._cluster.timing.io_deadline_ns, passed)
 
     def _restarted_exports(self, agent: Agent, hello: Hello, now_ns: int) -> None:
         """One process is both data plane and exporter: its new instance has no queue pair of anybody.
@@ -166,6 +218,7 @@ class Admission:
             "name": agent.name,
             "roles": hello.roles,
             "instance": hello.instance.hex(),
+            "machine": hello.machine.hex(),
             "incarnation": incarnation,
             "standing": Standing.ALIVE.value,
         }
@@ -173,6 +226,7 @@ class Admission:
         def admitted(now_ns: int) -> None:
             agent.admitting = agent.replaced = False
             agent.roles, agent.instance, agent.incarnation = hello.roles, hello.instance, incarnation
+            agent.machine = hello.machine
             agent.standing, agent.epoch = Standing.ALIVE, hello.header.epoch
             agent.detail = ""
             for table in agent.tables.values():
@@ -208,8 +262,9 @@ class Admission:
             timing.io_deadline_ns,
         )
         cluster.effects.append(Welcome(agent.session, message, Header(cluster.term, agent.incarnation)))
-        if agent.roles != hello.roles:
-            agent.roles = hello.roles
+        cluster.log.clear(now_ns, "term", agent.name, f"agent {agent.name} serves our term")
+        if (agent.roles, agent.machine) != (hello.roles, hello.machine):
+            agent.roles, agent.machine = hello.roles, hello.machine
             cluster.journal.put("agent", str(agent.number), agent.record())
         cluster.log.add(now_ns, "info", "agent", f"agent {agent.name} is connected, incarnation {agent.incarnation}")
         cluster.changed = True
@@ -253,7 +308,8 @@ class Admission:
     def notice(self, agent: Agent, header: Header, message: Any, now_ns: int) -> None:
         """Everything that is neither HELLO nor a response."""
         if header.term > self._cluster.term:
-            self.depose(f"agent {agent.name} serves term {header.term}", now_ns)
+            text = self._later_term(agent.name, header.term, now_ns)
+            self._cluster.effects.append(Close(agent.session, Status.STALE_TERM, text))
             return
         if isinstance(message, Export):
             self._export(agent, message, now_ns)
@@ -341,3 +397,8 @@ class Admission:
             cluster.deposed = True
             cluster.log.add(now_ns, "alarm", "leadership", f"this controller is deposed: {why}")
             cluster.effects.append(Depose(why))
+
+
+def _is_at(agent: Agent, machine: bytes) -> bool:
+    """Whether this is the machine, and the boot, in which the agent's present incarnation runs."""
+    return any(machine) and machine == agent.machine

@@ -190,13 +190,14 @@ class Command:
 class Hello:
     """A HELLO that waits: for the fence of the incarnation before, or for a commit."""
 
-    __slots__ = ("header", "instance", "message", "roles", "session")
+    __slots__ = ("header", "instance", "machine", "message", "roles", "session")
 
     def __init__(self, session: int, header: Any, message: Any) -> None:
         self.session = session
         self.header = header
         self.message = message
         self.instance: bytes = message.instance
+        self.machine: bytes = message.machine
         self.roles: int = message.roles
 
 
@@ -209,6 +210,7 @@ class Agent:
         self.roles = 0
         self.software = ""
         self.instance = b""
+        self.machine = b""
         self.incarnation = 0
         self.standing = Standing.NONE
         self.session = 0
@@ -248,6 +250,7 @@ class Agent:
             "name": self.name,
             "roles": self.roles,
             "instance": self.instance.hex(),
+            "machine": self.machine.hex(),
             "incarnation": self.incarnation,
             "standing": self.standing.value,
         }
@@ -258,6 +261,7 @@ class Agent:
         agent = cls(number, record["name"])
         agent.roles = record["roles"]
         agent.instance = bytes.fromhex(record["instance"])
+        agent.machine = bytes.fromhex(record.get("machine", ""))
         agent.incarnation = record["incarnation"]
         agent.standing = Standing(record["standing"])
         return agent

@@ -3,8 +3,8 @@
 A lease only stops new I/O. What a lost incarnation could still write is touched again only after each exporter has
 confirmed that none of its queue pairs is left; an unreachable exporter, or NOT_FENCED, means *not fenced*, and we keep
 trying. Denied at its containers, a data plane still answers reads of ZERO entries by itself, so its lease has to have
-expired, too, unless its daemon has started another instead. FENCING and FENCED are persisted, so a restarted controller
-neither re-admits nor forgets.
+expired, too, unless another has started in its place on the same machine. FENCING and FENCED are persisted, so a
+restarted controller neither re-admits nor forgets.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Fencing:
                 self._deny(agent, allow, now_ns)
         if allows:
             return
-        if now_ns < agent.lease_until_ns and not agent.replaced:
+        if agent.mapper and now_ns < agent.lease_until_ns and not agent.replaced:
             if agent.number not in self._expiring:
                 self._expiring.add(agent.number)
                 self._cluster.timers.at(agent.lease_until_ns, lambda now: self._expired(agent, now))
@@ -157,7 +157,7 @@ class Fencing:
             why = self._answers.get(allow.key) or ("asked" if exporter.admitted else "not connected")
             texts.append(f"exporter {exporter.name} to confirm deny-host for {allow.subnqn}: {why}")
         if agent.number in self._expiring:
-            texts.append(f"the lease of agent {agent.name} to expire, or its daemon to start a new data plane")
+            texts.append(f"the lease of agent {agent.name} to expire, or its machine to start a new data plane")
         return texts
 
     def _over(self, agent: Agent, now_ns: int) -> None:

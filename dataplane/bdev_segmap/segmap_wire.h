@@ -294,8 +294,9 @@ struct segmap_wire_hello {
 	uint32_t software_length;
 	uint32_t tables_count;
 	uint8_t pad1[4];
+	uint8_t machine[16];
 };
-static_assert(sizeof(struct segmap_wire_hello) == 40, "segmap_wire_hello");
+static_assert(sizeof(struct segmap_wire_hello) == 56, "segmap_wire_hello");
 static_assert(offsetof(struct segmap_wire_hello, version_min) == 0, "segmap_wire_hello.version_min");
 static_assert(offsetof(struct segmap_wire_hello, version_max) == 1, "segmap_wire_hello.version_max");
 static_assert(offsetof(struct segmap_wire_hello, roles) == 2, "segmap_wire_hello.roles");
@@ -303,6 +304,7 @@ static_assert(offsetof(struct segmap_wire_hello, instance) == 8, "segmap_wire_he
 static_assert(offsetof(struct segmap_wire_hello, name_length) == 24, "segmap_wire_hello.name_length");
 static_assert(offsetof(struct segmap_wire_hello, software_length) == 28, "segmap_wire_hello.software_length");
 static_assert(offsetof(struct segmap_wire_hello, tables_count) == 32, "segmap_wire_hello.tables_count");
+static_assert(offsetof(struct segmap_wire_hello, machine) == 40, "segmap_wire_hello.machine");
 
 /* LEASE_RENEW: Ask for a lease. `sent_ns`: CLOCK_MONOTONIC of the agent host. */
 struct segmap_wire_lease_renew {

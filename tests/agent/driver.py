@@ -32,6 +32,7 @@ SECOND = 1_000_000_000
 INSTANCE = b"i" * 16
 CLUSTER = b"c" * 16
 LISTENER = Listener("TCP", "127.0.0.1", "61234")
+MACHINE = b"the machine, up."
 
 
 def config(*roles: str, containers: tuple[ContainerConfig, ...] = (), **more: Any) -> AgentConfig:
@@ -45,7 +46,7 @@ class Driver:
     """`plane_answers` False: requests of ours to the data plane stay in `asked` until a test answers them."""
 
     def __init__(self, settings: AgentConfig | None = None) -> None:
-        self.core = Agent(settings or config("mapper"), LISTENER)
+        self.core = Agent(settings or config("mapper"), LISTENER, MACHINE)
         self.target = PretendTarget()
         self.now = 1_000 * SECOND
         self.effects: list[e.Effect] = []
@@ -181,4 +182,4 @@ def sent(kind: type, made: list[e.Effect]) -> list[Any]:
     return [effect.message for effect in of(e.SendController, made) if isinstance(effect.message, kind)]
 
 
-__all__ = ["INSTANCE", "LISTENER", "SECOND", "Driver", "MessageType", "config", "notice", "of", "sent"]
+__all__ = ["INSTANCE", "LISTENER", "MACHINE", "SECOND", "Driver", "MessageType", "config", "notice", "of", "sent"]

@@ -18,6 +18,7 @@ import uvloop
 from agent.config import AgentConfig, ContainerConfig
 from agent.main import stop_target
 from agent.shell import AgentFailed, AgentShell
+from agent.target_process import this_machine
 from channel.events import SessionEnded
 from channel.messages import AgentEvent, AllowHost, DenyHost, Done, Export, GetParked, ParkedRead
 from channel.values import EventKind
@@ -166,6 +167,7 @@ def test_a_killed_target_comes_back_as_another(runtime_dir: Path) -> None:
             second = await here.controller.session()
             assert second.hello is not None and first.hello is not None
             assert second.hello.instance != first.hello.instance
+            assert second.hello.machine == first.hello.machine == this_machine() != bytes(16)
             assert (await second.hear(Export)).message.trsvcid == export.trsvcid, "the same port as before"
             assert (await second.hear(AgentEvent)).message.kind is EventKind.TARGET_RESTARTED
             with RpcClient(shell.config.rpc_path) as client:

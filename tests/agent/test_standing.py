@@ -10,7 +10,7 @@ from agent.core.supply import BACKOFF_MAX_NS, FAILURES_MAX, STABLE_NS, Life
 from channel.messages import Admit, AgentEvent, Epoch, Export, Hello, LeaseGrant, LeaseRenew, TableStatus
 from channel.values import EventKind, Header, Roles, TableSequence
 from mapping.status import Status
-from tests.agent.driver import CLUSTER, INSTANCE, SECOND, Driver, config, notice, of, sent
+from tests.agent.driver import CLUSTER, INSTANCE, MACHINE, SECOND, Driver, config, notice, of, sent
 
 
 def greeted() -> Driver:
@@ -43,6 +43,7 @@ def test_hello_says_where_the_data_plane_stands() -> None:
     hello = effect.message
     assert isinstance(hello, Hello)
     assert (hello.instance, hello.name, hello.roles) == (INSTANCE, "a", int(Roles.MAPPER))
+    assert hello.machine == MACHINE
     assert list(hello.tables) == [TableSequence(1 << 32 | 1, 17)]
     assert effect.header == Header(4, 6, 9)
 

@@ -22,7 +22,7 @@ from channel.values import Header, TableSequence
 from mapping.status import Status
 
 INSTANCE = bytes(range(16))
-HELLO = Hello(1, 1, 3, INSTANCE, "a", "segmap", [TableSequence(0x100000002, 7)])
+HELLO = Hello(1, 1, 3, INSTANCE, "a", "segmap", [TableSequence(0x100000002, 7)], bytes(range(16, 32)))
 DP_HELLO = DataPlaneHello(1, 1, INSTANCE, "segmap")
 WELCOME = Welcome(cluster=b"c" * 16, agent_number=2, lease_duration_ns=10, renew_interval_ns=3)
 STAMPS = Header(term=1, incarnation=2, epoch=3, table=4, sequence=5)

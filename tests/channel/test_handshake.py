@@ -49,13 +49,14 @@ from tests.channel.strategies import smallest
 # --- the handshake ---------------------------------------------------------------------------------------------------
 
 HELLO_BYTES = (
-    "80000000" "0100" "01" "00" "0100000000000000"  # length 128, HELLO, version 1, no flags; request id 1
+    "90000000" "0100" "01" "00" "0100000000000000"  # length 144, HELLO, version 1, no flags; request id 1
     "0700000000000000" "0600000000000000" "0500000000000000"  # term 7, incarnation 6, epoch 5
     "0000000000000000" "0000000000000000"  # no table, no sequence
     "01" "01" "0300"  # versions 1 to 1, roles mapper and exporter
     "00000000"  # to 8
     "000102030405060708090a0b0c0d0e0f"  # instance
     "01000000" "06000000" "01000000" "00000000"  # name 1 byte, software 6 bytes, 1 table; to 8
+    "101112131415161718191a1b1c1d1e1f"  # machine
     "6100000000000000" "7365676d61700000"  # "a", "segmap"
     "0200000001000000" "0700000000000000"  # table 1 << 32 | 2 at sequence 7
 )  # fmt: skip

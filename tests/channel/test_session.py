@@ -253,7 +253,7 @@ def test_output_pauses_resumes_and_refuses() -> None:
 
 
 def test_goodbye_has_room_in_a_full_queue() -> None:
-    _, agent = opened_pair(limits=Limits(output_max_bytes=128))
+    _, agent = opened_pair(limits=Limits(output_max_bytes=144))
     agent.send(LeaseRenew(1))
     agent.send(LeaseRenew(1))
     agent.goodbye(Status.LIMIT, "the controller does not read")

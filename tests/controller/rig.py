@@ -33,6 +33,7 @@ class RigAgent:
         self.name = name
         self.roles = roles
         self.instance = instance
+        self.machine = name.encode().rjust(16, b"m")
         self.session = 0
         self.incarnation = 0
         self.epoch = 1
@@ -65,7 +66,7 @@ class RigAgent:
         self.rig.step(fx.SessionOpened(self.session, self.name))
         stamps = Header(**{"incarnation": self.incarnation, "epoch": self.epoch, **header})
         reported = [TableSequence(*item) for item in tables or []]
-        message = m.Hello(1, 1, self.roles, self.instance, self.name, "rig", reported)
+        message = m.Hello(1, 1, self.roles, self.instance, self.name, "rig", reported, self.machine)
         self.rig.step(fx.MessageReceived(self.session, stamps, message))
 
     def drop(self) -> None:

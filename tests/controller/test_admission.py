@@ -88,12 +88,31 @@ def test_the_limit_of_agents() -> None:
     assert late.closed is not None
 
 
-def test_a_higher_term_deposes_us() -> None:
+def test_an_agent_that_speaks_of_a_higher_term_is_turned_away_and_nothing_else() -> None:
+    rig = Rig()
+    one, two = rig.disk_at("a", "b")
+    one.drop()
+    one.hello(term=2**64 - 1)
+    assert one.welcome.status is Status.STALE_TERM
+    assert one.closed is not None
+    two.say(m.LeaseRenew(2), term=2**64 - 1)
+    assert two.closed is not None and two.closed.status is Status.STALE_TERM
+    assert not rig.deposed
+    alarms = rig.ask("cluster.status")["alarms"]
+    assert [alarm["kind"] for alarm in alarms] == ["term", "term"]
+    one.hello()
+    two.hello()
+    assert one.welcome.status is two.welcome.status is Status.OK
+    assert not rig.ask("cluster.status")["alarms"]
+
+
+def test_an_election_deposes_us() -> None:
     rig = Rig()
     (agent,) = rig.disk_at("a")
-    agent.drop()
-    agent.hello(term=rig.core.term + 1)
-    assert "term" in rig.deposed
+    rig.step(fx.LeadershipLost("another reigns"))
+    assert rig.deposed == "another reigns"
+    agent.hello()
+    assert agent.welcome is None
     other = rig.agent("b")
     assert other.welcome is None, "nobody is admitted any more"
     assert rig.ask("cluster.status").code == "deposed"

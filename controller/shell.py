@@ -1,8 +1,9 @@
 """The controller's shell: sockets, store thread, timers and operators around the core. It decides nothing.
 
 Events wait in one inbox and are stepped in order; effects are executed in order. While too many commits are under way
-nothing more is stepped and nothing more is read, so that agents feel the store's speed. If the store fails, the reign
-ends: sessions are closed, the store is opened again, and a new core starts from what is durable.
+nothing more is stepped and nothing more is read, so that agents feel the store's speed. If the store fails, or the core
+or the execution of its effects does, the reign ends: sessions are closed, the store is opened again, and a new core
+starts from what is durable.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ from transport.tls import TlsContext
 _log: Final = logging.getLogger("segmap.controller")
 COMMITS_HIGH: Final = 1024
 COMMITS_LOW: Final = 256
+COMMIT_BYTES_HIGH: Final = 16 << 20
+COMMIT_BYTES_LOW: Final = 4 << 20
 MERGED_FAULTS_MAX: Final = 4096
 RECOVER_S: Final = 1.0
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "alarm": logging.ERROR}
@@ -135,6 +138,7 @@ class ControllerShell:
         config = self._config
         self._core = Controller(state, config.timing(), config.limits(), uuid.uuid4, time.monotonic_ns())
         self._commits = 0
+        self._begun_s = self._loop.time()
         self._inbox.clear()
         self._post(TimePassed())
 
@@ -144,23 +148,31 @@ class ControllerShell:
         task.add_done_callback(self._tasks.discard)
 
     async def _watch_store(self) -> None:
-        """A store that fails ends the reign; a higher term ends us."""
+        """A store that fails, or a failure of ours, ends the reign; a higher term ends us."""
         while True:
             error = await self._committer.stopped()
             self._core = None
-            self._end_links(Status.INTERNAL, "the controller's store has failed")
-            self._fail_calls("unavailable", f"the store has failed: {error}")
+            self._end_links(Status.INTERNAL, "the controller starts over")
+            self._fail_calls("unavailable", f"the controller starts over: {error}")
             if isinstance(error, StaleTerm):
                 self._depose(str(error))
                 return
-            _log.error("controller: the store has failed, starting over from what is durable: %s", error)
+            _log.error("controller: starting over from what is durable: %s", error)
+            await asyncio.sleep(max(0.0, self._begun_s + RECOVER_S - self._loop.time()))
             while self._core is None:
                 try:
                     self._begin(await self._committer.recover())
                 except StoreError as again:
                     _log.error("controller: the store cannot be opened again yet: %s", again)
                     await asyncio.sleep(RECOVER_S)
-            _log.warning("controller: term %d after the store's failure", self._term)
+            _log.warning("controller: term %d after a failure", self._term)
+
+    def _break(self, error: Exception) -> None:
+        """A defect of ours: what the core believes may be wrong, and what waited for this step would wait for ever."""
+        _log.critical("controller: internal error, the reign ends", exc_info=error)
+        self._core = None
+        self._inbox.clear()
+        self._committer.abandon(StoreError(f"internal error: {error!r}"))
 
     def _depose(self, reason: str) -> None:
         _log.critical("controller: deposed: %s", reason)
@@ -251,8 +263,14 @@ class ControllerShell:
     def _pump(self) -> None:
         """Step what has come, as far as the store keeps up; then write."""
         self._pumping = False
+        try:
+            self._step_and_write()
+        except Exception as error:
+            self._break(error)
+
+    def _step_and_write(self) -> None:
         core = self._core
-        while core is not None and self._inbox and self._commits < COMMITS_HIGH:
+        while core is not None and self._inbox and not self._behind(COMMITS_HIGH, COMMIT_BYTES_HIGH):
             self._execute(core.step(self._inbox.popleft(), time.monotonic_ns()))
             core = self._core
         self._throttle()
@@ -265,12 +283,16 @@ class ControllerShell:
         if core is not None:
             self._arm(core)
 
+    def _behind(self, commits: int, size: int) -> bool:
+        """Whether the store has so much to do."""
+        return self._commits >= commits or self._committer.queued_bytes >= size
+
     def _throttle(self) -> None:
-        if not self._paused and self._commits >= COMMITS_HIGH:
+        if not self._paused and self._behind(COMMITS_HIGH, COMMIT_BYTES_HIGH):
             self._paused = True
             for link in self._links.values():
                 link.connection.pause()
-        elif self._paused and self._commits <= COMMITS_LOW:
+        elif self._paused and not self._behind(COMMITS_LOW, COMMIT_BYTES_LOW):
             self._paused = False
             for link in self._links.values():
                 link.connection.resume()
@@ -331,7 +353,7 @@ class ControllerShell:
         try:
             future = self._committer.submit(effect.batch)
         except CommitterFull as error:
-            raise AssertionError("more commits than COMMITS_HIGH allows") from error
+            raise AssertionError("more commits than are stepped into") from error
         except StoreError:
             return  # the committer has stopped; _watch_store starts over
         self._commits += 1

@@ -134,6 +134,16 @@ class GroupCommitter:
         self._submitted_bytes += waiting.weight
         return waiting.future
 
+    @property
+    def queued_bytes(self) -> int:
+        """Of the batches that no group has taken yet."""
+        return self._inbox.bytes + self._submitted_bytes
+
+    def abandon(self, error: StoreError) -> None:
+        """The owner cannot go on with what it has in memory: stop as after an error. `recover` commits the queue."""
+        if self.failure is None:
+            self._fail(error)
+
     def _hand_over(self) -> None:
         if not self._submitted:
             return

@@ -146,3 +146,67 @@ def test_what_keeps_it_from_starting_is_said_and_leaves_nothing_running(
 ) -> None:
     assert run(configuration(tmp_path)) == 1
     assert "segmap controller:" in capsys.readouterr().err
+
+
+class Defect(Exception):
+    """What a test makes the core, or a link, raise."""
+
+
+@pytest.mark.parametrize("where", ["step", "effects"])
+def test_a_defect_ends_the_reign_and_the_next_one_goes_on_from_what_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr("controller.shell.RECOVER_S", 0.01)
+    certificates(tmp_path / "pki")
+
+    def fail(*_: object) -> None:
+        raise Defect
+
+    async def work() -> None:
+        async with running(configuration(tmp_path)) as shell:
+            _, mapper = await connected(shell, tmp_path)
+            await provisioned(shell, mapper)
+            run = await mapper.run(16, 100)
+            assert run.answered >= 100
+            core, (link, *_) = shell._core, shell._links.values()
+            assert core is not None
+            if where == "step":
+                monkeypatch.setattr(core, "step", fail)
+            else:
+                monkeypatch.setattr(link, "send", fail)
+                monkeypatch.setattr(shell, "_execute_rare", fail)
+            with pytest.raises(ApiError) as refused:
+                await shell.call("vdisk.show", {"name": "v"})
+            assert refused.value.code == "unavailable"
+            monkeypatch.undo()
+            await mapper.ended
+            while shell._core is None:
+                await asyncio.sleep(0.001)
+            assert shell._core.term == core.term + 1
+            assert (await shell.call("vdisk.show", {"name": "v"}))["allocated_segments"] >= 100
+            await connected(shell, tmp_path)
+
+    in_loop(work)
+
+
+def test_bytes_hold_it_up_as_commits_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.shell.COMMIT_BYTES_HIGH", 1)
+    monkeypatch.setattr("controller.shell.COMMIT_BYTES_LOW", 1)
+    certificates(tmp_path / "pki")
+
+    async def work() -> None:
+        async with running(configuration(tmp_path)) as shell:
+            _, mapper = await connected(shell, tmp_path)
+            await provisioned(shell, mapper)
+            paused: list[bool] = []
+            throttle = shell._throttle
+
+            def observed() -> None:
+                throttle()
+                paused.append(shell._paused)
+
+            monkeypatch.setattr(shell, "_throttle", observed)
+            assert (await mapper.run(16, 500)).answered >= 500
+            assert True in paused and paused[-1] is False
+
+    in_loop(work)

@@ -18,6 +18,7 @@ from enum import Enum
 from mmap import mmap
 from typing import Any, ClassVar, Final
 
+from dataplane.embedded.losses import Begun, LossWatch
 from mapping.rules import Operation, is_write
 from mapping.status import Status
 
@@ -118,13 +119,13 @@ class BdevIo:
         self.context: Any = None
         self.watched = watched
         self.probe = probe
-        self.watch: tuple[int, int] | None = None
+        self.watch: Begun | None = None
         self.begun_ns = 0
 
     def end(self, status: Status) -> None:
         """For the bdev that has it: it has ended."""
-        if self.watch is not None and self.bdev is not None:
-            status = self.bdev.flushed(self.watch, status)
+        if self.watch is not None and self.bdev is not None and self.bdev.has_lost(self.watch):
+            status = Status.IO_ERROR
         self.status = status
         done, self.done = self.done, _ended_twice
         if status is not Status.OK and self.bdev is not None:
@@ -234,8 +235,7 @@ class Bdev:
         self.refused = False
         self.removing = False
         self.gone = False
-        self._unflushed: int | None = None
-        self._writes_begun = 0
+        self._watch = LossWatch(0)
         self._opens: dict[int, Callable[[BdevEvent], None]] = {}
         self._closed: asyncio.Future[None] | None = None
 
@@ -275,27 +275,13 @@ class Bdev:
             io.end(Status.OUT_OF_RANGE)
         else:
             self._account(operation, io.length)
-            if self.may_lose and not io.watched:
-                self._watch(io)
+            if self.may_lose and operation is Operation.FLUSH and not io.watched:
+                io.watch = self._watch.begin(self.losses)
             self._start(io)
 
-    def _watch(self, io: BdevIo) -> None:
-        """Remember since which loss there are unflushed writes, and what a flush answers for."""
-        if io.operation is Operation.FLUSH:
-            if self._unflushed is not None:
-                io.watch = self._unflushed, self._writes_begun
-        elif is_write(io.operation):
-            self._writes_begun += 1
-            if self._unflushed is None:
-                self._unflushed = self.losses
-
-    def flushed(self, watch: tuple[int, int], status: Status) -> Status:
-        """A watched flush has ended: it fails if writes before it may have been lost."""
-        losses, writes_begun = watch
-        lost = losses != self.losses
-        if (lost or status is Status.OK) and writes_begun == self._writes_begun:
-            self._unflushed = None
-        return Status.IO_ERROR if lost else status
+    def has_lost(self, flush: Begun) -> bool:
+        """A flush has ended: whether writes before it may have been lost."""
+        return self._watch.ended(flush, self.losses)
 
     def _account(self, operation: Operation, length: int) -> None:
         stat = self.stat

@@ -3,8 +3,8 @@
 `read_now`/`write_now` serve what lies in one segment that the table lets through: nothing happens to the engine in
 between, so it is not counted. All else becomes parts: the engine forwards, parks, answers or fails each one.
 Invariants: at most WINDOW_PARTS parts of one host I/O exist at a time (an unmap of the whole disk is no flood of
-faults); segment 0 of a container (its label) is never reached; a flush covers every container that the table lists or
-that has unflushed writes, and fails once if one of them may have lost some.
+faults); segment 0 of a container (its label) is never reached; a write that has ended well is `unflushed` at its
+container until a flush that began after that has ended well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Final
 from dataplane.embedded.bdev import Bdev, BdevError, BdevIo, Buffer, DirectCount
 from dataplane.embedded.bdev_null import zeroes
 from dataplane.embedded.direct_path import DirectPath
+from dataplane.embedded.losses import LossWatch
 from dataplane.embedded.plane_host import Container, PlaneHost
+from dataplane.embedded.segmap_flush import Flush
 from mapping.effects import Effect, Part
 from mapping.engine import READ_MASK, WRITE_MASK, Engine, Geometry
 from mapping.entry import State
@@ -64,7 +66,11 @@ class SegmapBdev(Bdev):
         self.table = table
         self.host = host
         self.engine: Engine = host.plane.tables[table]
-        self.unflushed: dict[Container, int] = {}
+        self.unflushed: dict[Container, None] = {}
+        self.flushing: list[Flush] = []
+        self.watches: dict[Container, LossWatch] = {}
+        self._slots_changed()
+        host.slots_changed[table] = self._slots_changed
         self._segment_size = geometry.segment_size
         self._path: DirectPath | None = None
         self._counts: dict[Bdev, DirectCount] = {}
@@ -76,7 +82,6 @@ class SegmapBdev(Bdev):
         self._containers = host.containers
         self._clock = host.clock
         self._windowed: set[HostIo] = set()
-        self._flushing: list[Flush] = []
         self._drained: asyncio.Future[None] | None = None
 
     # --- at once -----------------------------------------------------------------------------------------------------
@@ -112,7 +117,7 @@ class SegmapBdev(Bdev):
         if bdev is None or bdev.read_only or not 0 < physical < container.label.segment_count:
             return False
         if container not in self.unflushed:
-            self.touch(container)
+            self.touch(container, container.losses)
         if bdev.direct is not None:
             self._aim(container, bdev)
         if not bdev.write_now(physical * self._segment_size + inside, data):
@@ -172,16 +177,26 @@ class SegmapBdev(Bdev):
         """Keep track of host I/Os that still have parts to make."""
         (self._windowed.add if begun else self._windowed.discard)(host_io)
 
-    def touch(self, container: Container) -> None:
-        """A write is about to go to the container: remember since when."""
+    def touch(self, container: Container, losses: int) -> None:
+        """A write goes to the container, or has ended well there; `losses` there when it began."""
         if container.volatile:
-            self.unflushed[container] = container.losses
+            self.unflushed[container] = None
+            self.watches.setdefault(container, LossWatch(losses))
+
+    def _slots_changed(self) -> None:
+        """The table's container list is another: watch those in it, and those that a flush has to answer for."""
+        listed = [self.host.containers[slot] for slot in sorted(self.engine.slots)]
+        pending = [container for flush in self.flushing for container in flush.pending]
+        containers = dict.fromkeys([*listed, *self.unflushed, *pending])
+        self.watches = {
+            container: self.watches.get(container) or LossWatch(container.losses) for container in containers
+        }
 
     def flush(self, part: Part) -> None:
         """Flush every container of the table, and every one with unflushed writes, then complete the part."""
         if self._path is not None:
             self._path.disarm()
-        Flush(self, part, self._flushing).begin()
+        Flush(self, part).begin()
 
     def abort(self, io: BdevIo) -> None:
         host_io = io.context
@@ -193,6 +208,8 @@ class SegmapBdev(Bdev):
         for host_io in self._windowed:
             if host_io.io.owner is owner:
                 host_io.cancelled = True
+        for flush in self.flushing:
+            flush.host_lost(owner)
         if owner is not None:
             self.host.run(self.engine.reset(owner))
 
@@ -225,6 +242,7 @@ class SegmapBdev(Bdev):
             self._drained = asyncio.get_running_loop().create_future()
             self._check_drained()
             await self._drained
+        del self.host.slots_changed[self.table]
         if self._path is not None:
             self.host.paths.discard(self._path)
         for bdev, count in self._counts.items():
@@ -365,15 +383,15 @@ class HostIo:
         if operation is Operation.UNMAP and not container.bdev.supports(operation):
             self.disk.complete(part, Status.OK)
             return
-        if container not in self.disk.unflushed:
-            self.disk.touch(container)
         data = self._data_of(part, length) if operation is _WRITE else None
         io = BdevIo(operation, offset, length, self._written, data=data, fua=self.io.fua, watched=True)
-        io.context = part, container
+        io.context = part, container, container.losses
         container.bdev.submit(io)
 
     def _written(self, io: BdevIo) -> None:
-        part, container = io.context
+        part, container, losses = io.context
+        if io.status is Status.OK and container not in self.disk.unflushed:
+            self.disk.touch(container, losses)
         if io.settled:
             self.disk.complete(part, io.status)
         else:
@@ -439,56 +457,3 @@ class HostIo:
             self.disk._check_drained()
         else:
             self._make_parts()
-
-
-class Flush:
-    """One flush of a virtual disk at all its containers."""
-
-    __slots__ = ("_disk", "_flushing", "_left", "_part", "_status", "_targets", "pending")
-
-    def __init__(self, disk: SegmapBdev, part: Part, flushing: list[Flush]) -> None:
-        self._disk = disk
-        self._part = part
-        self._flushing = flushing
-        self._status = Status.OK
-        self.pending = self._take_unflushed()
-        listed = [disk.host.containers[slot] for slot in sorted(disk.engine.slots)]
-        self._targets = list(dict.fromkeys([*listed, *self.pending]))
-        self._left = len(self._targets) + 1
-
-    def _take_unflushed(self) -> dict[Container, int]:
-        """What this flush answers for: writes since the last one, and those of flushes that have not ended."""
-        pending: dict[Container, int] = {}
-        for earlier in (*(flush.pending for flush in self._flushing), self._disk.unflushed):
-            for container, losses in earlier.items():
-                pending.setdefault(container, losses)
-        self._disk.unflushed = {}
-        return pending
-
-    def begin(self) -> None:
-        """Flush all at the same time."""
-        self._flushing.append(self)
-        for container in self._targets:
-            bdev = container.bdev
-            if bdev is not None and bdev.supports(Operation.FLUSH):
-                bdev.submit(BdevIo(Operation.FLUSH, 0, 0, self._flushed, watched=True))
-            else:
-                self._ended(Status.OK if bdev is not None else Status.IO_ERROR)
-        self._ended(Status.OK)
-
-    def _flushed(self, io: BdevIo) -> None:
-        self._ended(io.status)
-
-    def _ended(self, status: Status) -> None:
-        if self._status is Status.OK:
-            self._status = status
-        self._left -= 1
-        if self._left:
-            return
-        self._flushing.remove(self)
-        lost = {container for container, losses in self.pending.items() if container.losses != losses}
-        if self._status is not Status.OK:
-            self._disk.unflushed.update(item for item in self.pending.items() if item[0] not in lost)
-        if lost:
-            self._status = Status.IO_ERROR
-        self._disk.complete(self._part, self._status)

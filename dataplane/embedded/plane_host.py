@@ -70,7 +70,7 @@ class Container:
     @property
     def losses(self) -> int:
         """How often unflushed writes may have been lost, over all bdevs that this container has been."""
-        return self.losses_before + (self.bdev.losses if self.bdev is not None else 1)
+        return self.losses_before + (self.bdev.losses if self.bdev is not None else 0)
 
     @property
     def volatile(self) -> bool:
@@ -80,7 +80,7 @@ class Container:
     def lost(self) -> None:
         """The bdev has been taken away."""
         if self.bdev is not None:
-            self.losses_before += self.bdev.losses + 1
+            self.losses_before += self.bdev.losses + self.bdev.volatile_cache
             self.bdev = None
             self.changed()
             self.close()
@@ -93,7 +93,7 @@ class Container:
 
 
 class PlaneHost:
-    """One per target. `clock` is CLOCK_MONOTONIC in nanoseconds."""
+    """One per target. `clock` is CLOCK_MONOTONIC in nanoseconds. `slots_changed`: whom to tell, by table."""
 
     def __init__(
         self,
@@ -106,6 +106,7 @@ class PlaneHost:
         self.containers: dict[int, Container] = {}
         self.link: FaultLink | None = None
         self.paths: set[DirectPath] = set()
+        self.slots_changed: dict[int, Callable[[], None]] = {}
         self._loop = loop
         self._queue: deque[Effect] = deque()
         self._running = False

@@ -367,7 +367,10 @@ class PlaneServer:
         slots = list(cast(TableSlots, event.message).slots)
         if engine is not None and not self._fits(engine, slots):
             return Status.FORBIDDEN, []
-        return self._plane.table_slots(stamp, event.header.table, slots, self._host.clock())
+        outcome = self._plane.table_slots(stamp, event.header.table, slots, self._host.clock())
+        if outcome[0] is Status.OK:
+            self._host.slots_changed[event.header.table]()
+        return outcome
 
     def _fits(self, engine: Engine, slots: Iterable[int]) -> bool:
         """Whether the table's segments and blocks can lie in these containers."""

@@ -414,14 +414,10 @@ async def test_a_flush_covers_every_container_and_fails_once_after_a_loss() -> N
 
 
 @on_loop
-async def test_a_loss_without_unflushed_writes_is_none_and_a_failed_flush_keeps_them() -> None:
+async def test_a_failed_flush_keeps_what_is_unflushed() -> None:
     async with Rig() as rig:
         disk = await rig.ready(slots=(0, 1))
         await rig.daemon.set(0, [at(1), at(2, 1)])
-        rig.fast.losses += 1
-        io = flush(disk)
-        rig.slow.finish()
-        assert io.status is Status.OK
         disk.write_now(0, b"v" * 512)
         io = flush(disk)
         rig.slow.finish(status=Status.IO_ERROR)
@@ -430,6 +426,87 @@ async def test_a_loss_without_unflushed_writes_is_none_and_a_failed_flush_keeps_
         io = flush(disk)
         rig.slow.finish()
         assert io.status is Status.IO_ERROR
+
+
+@on_loop
+async def test_a_write_in_flight_across_a_flush_is_answered_for_by_the_next() -> None:
+    async with Rig() as rig:
+        disk = await rig.ready(slots=(1,))
+        await rig.daemon.set(0, [at(2, 1)])
+        writing, first = write(disk, 0, b"w" * 512), flush(disk)
+        rig.slow.waiting.pop(1).end(Status.OK)
+        assert (first.status, writing.status) == (Status.OK, None)
+        rig.slow.finish()
+        assert writing.status is Status.OK
+        await rig.daemon.set(0, [0])
+        assert (await rig.replace_slots([])).status is Status.OK
+        rig.slow.losses += 1
+        for status in (Status.IO_ERROR, Status.OK):
+            io = flush(disk)
+            rig.slow.finish()
+            assert io.status is status
+        assert flush(disk).status is Status.OK
+        assert rig.slow.waiting == []
+
+
+@on_loop
+async def test_a_loss_is_told_whoever_has_written() -> None:
+    async with Rig() as rig:
+        disk = await rig.ready()
+        other = rig.disk(table=TABLE + 1)
+        assert (flush(disk).status, flush(other).status) == (Status.OK, Status.OK)
+        rig.fast.losses += 1
+        later = rig.disk(table=TABLE + 2)
+        for status in (Status.IO_ERROR, Status.OK):
+            assert (flush(disk).status, flush(other).status) == (status, status)
+        assert flush(later).status is Status.OK
+
+
+@on_loop
+async def test_a_container_that_joins_the_list_is_watched_from_then_on() -> None:
+    async with Rig() as rig:
+        disk = await rig.ready()
+        await rig.bind(1, "c1")
+        rig.slow.losses += 1
+        assert (await rig.replace_slots([0, 1])).status is Status.OK
+        rig.slow.losses += 1
+        assert (await rig.replace_slots([1])).status is Status.OK
+        for status in (Status.IO_ERROR, Status.OK):
+            io = flush(disk)
+            rig.slow.finish()
+            assert io.status is status
+
+
+@on_loop
+async def test_a_loss_while_a_flush_runs_is_told_by_the_next_one_too() -> None:
+    async with Rig() as rig:
+        disk = await rig.ready(slots=(0, 1))
+        await rig.daemon.set(0, [at(1)])
+        first = flush(disk)
+        disk.write_now(0, b"w" * 512)
+        rig.fast.losses += 1
+        rig.slow.finish()
+        assert first.status is Status.IO_ERROR
+        for status in (Status.IO_ERROR, Status.OK):
+            io = flush(disk)
+            rig.slow.finish()
+            assert io.status is status
+
+
+@on_loop
+async def test_a_failure_that_nobody_waits_for_is_told_again() -> None:
+    async with Rig() as rig:
+        disk = await rig.ready(slots=(0, 1))
+        rig.fast.losses += 1
+        host, other = object(), object()
+        for owner in (host, other):
+            gone = flush(disk, owner=host)
+            disk.host_lost(owner)
+            rig.slow.finish()
+            assert gone.status is Status.IO_ERROR
+        again = flush(disk)
+        rig.slow.finish()
+        assert again.status is Status.OK
 
 
 @on_loop

@@ -1,7 +1,8 @@
 """COPY_SEGMENTS and ZERO_SEGMENTS: leased work on containers, one job at a time, flushed before it is answered.
 
 The lease is looked at before each container I/O, and once more when the flush has ended: a job that outlived its lease
-never reports success. A destination that may have lost unflushed writes meanwhile fails the job.
+never reports success. A destination that may have lost unflushed writes meanwhile fails the job. Once container I/O
+has begun a job fails with LEASE_EXPIRED or IO_ERROR only: with any other status no segment was touched.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class SegmentJobs:
             await work(job)
             await job.flush()
         except JobFailed as failure:
-            status, detail = failure.status, str(failure)
+            refused = not job.begun or failure.status is Status.LEASE_EXPIRED
+            status, detail = failure.status if refused else Status.IO_ERROR, str(failure)
         except BaseException:
             host.plane.end_job(job, Status.CANCELLED, host.clock())
             raise
@@ -96,9 +98,10 @@ class SegmentJobs:
 
 
 class _Job:
-    """One job: its container I/O."""
+    """One job: its container I/O; whether some has `begun`."""
 
     def __init__(self, host: PlaneHost, slots: set[int]) -> None:
+        self.begun = False
         self._host = host
         self._written = [host.containers[slot] for slot in sorted(slots & host.containers.keys())]
         self._losses = [container.losses for container in self._written]
@@ -117,9 +120,10 @@ class _Job:
     async def _do(self, bdev: Bdev, operation: Operation, offset: int, length: int, data: bytes | None = None) -> bytes:
         if not self._host.plane.may_continue(self, self._host.clock()):
             raise JobFailed(Status.LEASE_EXPIRED, "the lease has expired")
+        self.begun = True
         status, result = await transfer(bdev, operation, offset, length, data)
         if status is not Status.OK:
-            raise JobFailed(status, f"{operation.name} of bdev {bdev.name} at {offset}")
+            raise JobFailed(status, f"{operation.name} of bdev {bdev.name} at {offset}: {status.name}")
         return bytes(result)
 
     async def copy(self, source: int, destination: int) -> None:

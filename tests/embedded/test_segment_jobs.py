@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
+
 from channel.messages import CopySegments, UnbindSlot, ZeroSegments
 from channel.values import SegmentCopy, SegmentRun
 from dataplane.embedded.segment_jobs import WAITING_MAX
@@ -123,3 +125,28 @@ async def test_an_io_error_ends_the_job() -> None:
         response = (await answer)[0]
         assert response.status is Status.IO_ERROR
         assert "READ" in response.detail
+
+
+@pytest.mark.parametrize("status", [Status.BUSY, Status.LIMIT, Status.UNSUPPORTED, Status.NO_SPACE, Status.CANCELLED])
+@on_loop
+async def test_whatever_ends_a_job_that_has_begun_is_an_io_error(status: Status) -> None:
+    async with Rig() as rig:
+        await rig.ready(slots=(0, 1))
+        answer = rig.daemon.begin(ZeroSegments([SegmentRun(at(1, 1), 1), SegmentRun(at(5, 1), 1)]))
+        await settle()
+        rig.slow.finish()
+        await settle()
+        rig.slow.finish(status=status)
+        response = (await answer)[0]
+        assert response.status is Status.IO_ERROR
+        assert status.name in response.detail
+
+
+@on_loop
+async def test_a_mistake_is_one_only_before_the_job_has_begun() -> None:
+    async with Rig() as rig:
+        await rig.ready()
+        wrong = SegmentRun(at(63), 2)
+        assert (await rig.daemon.ask(ZeroSegments([wrong, SegmentRun(at(1), 1)]))).status is Status.OUT_OF_RANGE
+        response = await rig.daemon.ask(ZeroSegments([SegmentRun(at(1), 1), wrong]))
+        assert (response.status, response.detail) == (Status.IO_ERROR, "segments 63+2 of slot 0")

@@ -43,4 +43,5 @@ async def _run(config: AgentConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, shell.stop)
+    loop.add_signal_handler(signal.SIGHUP, shell.look_at_certificates)
     await shell.run()

@@ -42,8 +42,9 @@ from channel.handshake import Role
 from channel.messages import DataPlaneHello, Welcome
 from channel.session import LimitReached, Session, SessionStateError
 from mapping.status import Status
-from transport import tcp, unix
+from transport import pki, tcp, unix
 from transport.connection import ConnectFailed
+from transport.credentials import Credentials
 from transport.tls import TlsContext
 
 CONTROLLER_IDENTITY: Final = "segmap:controller"
@@ -70,7 +71,10 @@ class AgentShell:
         self.config = config
         self._clock = clock
         self._chance = chance or random.Random()
-        self._tls = TlsContext.client(config.tls_ca, config.tls_certificate, config.tls_key, expect=CONTROLLER_IDENTITY)
+        self._credentials = Credentials(
+            pki.Files(config.tls_ca, config.tls_certificate, config.tls_key),
+            lambda ca, certificate, key: TlsContext.client(ca, certificate, key, expect=CONTROLLER_IDENTITY),
+        )
         self._addresses = itertools.cycle(config.controllers)
         state = State.load(config.state_path)
         self._port = Reservation(config.listen_host, config.listen_port or state.port, self._chance)
@@ -287,11 +291,22 @@ class AgentShell:
         if task is not None:
             task.cancel()
 
+    def look_at_certificates(self) -> TlsContext:
+        """What the next connection uses: new files, if there are any. Says what is wrong, and what expires."""
+        credentials = self._credentials
+        if credentials.refresh():
+            _log.info("certificates loaded: the next connection uses them")
+        if credentials.problem:
+            _log.error("the new TLS files are not used, the old ones are: %s", credentials.problem)
+        for item in credentials.expiries():
+            _log.warning("%s", item.text)
+        return credentials.context
+
     async def _reach_controller(self, delay_ns: int) -> None:
         await asyncio.sleep(delay_ns / 1e9 * self._chance.uniform(*JITTER))
         host, port = next(self._addresses)
         try:
-            connection = await tcp.connect(host, port, tls=self._tls)
+            connection = await tcp.connect(host, port, tls=self.look_at_certificates())
         except ConnectFailed as error:
             self._tell(e.SessionDown(str(error)))
             return

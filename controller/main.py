@@ -1,4 +1,7 @@
-"""`segmap controller`: runs the shell, and the HTTP API if one is wanted, until SIGTERM or SIGINT."""
+"""`segmap controller`: runs the shell, and the HTTP API if one is wanted, until SIGTERM or SIGINT.
+
+SIGHUP loads the certificates again; without it that happens within seconds of a change of the files.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ async def serve(config: ControllerConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: shell.look_at_certificates(force=True))
     api = None
     try:
         await shell.start()

@@ -22,6 +22,7 @@ from channel import events as channel_events
 from channel.messages import MapFault
 from controller.api.errors import ApiError
 from controller.api.operations import BY_NAME, SHELL_OPERATIONS
+from controller.certificates import CertificateWatch
 from controller.config import ControllerConfig
 from controller.core.effects import (
     BatchCommitted,
@@ -54,7 +55,6 @@ from controller.storekeeping import StoreKeeper
 from mapping.status import Status
 from transport import tcp
 from transport.connection import Connection, Listener
-from transport.tls import TlsContext
 
 _log: Final = logging.getLogger("segmap.controller")
 COMMITS_HIGH: Final = 1024
@@ -63,6 +63,7 @@ COMMIT_BYTES_HIGH: Final = 16 << 20
 COMMIT_BYTES_LOW: Final = 4 << 20
 MERGED_FAULTS_MAX: Final = 4096
 RECOVER_S: Final = 1.0
+CERTIFICATES_S: Final = 5.0
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "alarm": logging.ERROR}
 _NS: Final = 1e-9
 
@@ -96,13 +97,15 @@ class ControllerShell:
         """Open the store, begin a term, listen. Raises StoreError, OSError or what TLS says of the certificates."""
         self._loop = asyncio.get_running_loop()
         self.failed = self._loop.create_future()
-        self._begin(await self._committer.start())
         config = self._config
-        context = TlsContext.server(config.tls_ca, config.tls_certificate, config.tls_key, {"agent"})
-        self._listener = await tcp.listen(config.listen_host, config.listen_port, self._accept, tls=context)
+        self._certificates = CertificateWatch(config)
+        self._begin(await self._committer.start())
+        tls = self._certificates.context
+        self._listener = await tcp.listen(config.listen_host, config.listen_port, self._accept, tls=tls)
         if config.port_file is not None:
             config.port_file.write_text(f"{self.port}\n")
         self._spawn(self._watch_store())
+        self._spawn(self._watch_certificates())
         _log.info("controller: term %d, listening on %s:%d", self._term, config.listen_host, self.port)
 
     @property
@@ -135,10 +138,11 @@ class ControllerShell:
             await self._listener.wait_closed()
 
     def _begin(self, state: Any) -> None:
+        self._begun_s = self._loop.time()
         config = self._config
         self._core = Controller(state, config.timing(), config.limits(), uuid.uuid4, time.monotonic_ns())
         self._commits = 0
-        self._begun_s = self._loop.time()
+        self._certificates.forget()
         self._inbox.clear()
         self._post(TimePassed())
 
@@ -174,6 +178,25 @@ class ControllerShell:
         self._inbox.clear()
         self._committer.abandon(StoreError(f"internal error: {error!r}"))
 
+    async def _watch_certificates(self) -> None:
+        while True:
+            self.look_at_certificates()
+            await asyncio.sleep(CERTIFICATES_S)
+
+    def look_at_certificates(self, force: bool = False) -> None:
+        """Use new ones for new sessions, end those of revoked ones, say which expire. `force`: changed or not."""
+        watch, listener = self._certificates, self._listener
+        if watch.refresh(force) and listener is not None:
+            listener.replace_tls(watch.context)
+            _log.info("controller: certificates loaded: new sessions use them")
+        for link in list(self._links.values()):
+            if watch.revoked(link.connection.peer):
+                _log.warning("controller: ending the session of %s: its certificate is revoked", link.peer)
+                link.close(Status.UNAUTHORIZED, "its certificate is revoked")
+                self._touch(link)
+        for change in watch.changes(link.connection.peer for link in self._links.values()):
+            self._post(change)
+
     def _depose(self, reason: str) -> None:
         _log.critical("controller: deposed: %s", reason)
         self._end_links(Status.STALE_TERM, reason)
@@ -184,7 +207,8 @@ class ControllerShell:
 
     def _accept(self, connection: Connection) -> None:
         identity = connection.peer.identity
-        if self._core is None or not identity.startswith(IDENTITY_PREFIX) or len(self._links) >= self._sessions_max:
+        known = identity.startswith(IDENTITY_PREFIX) and not self._certificates.revoked(connection.peer)
+        if self._core is None or not known or len(self._links) >= self._sessions_max:
             _log.warning("controller: refused a connection of %r from %s", identity, connection.peer.address)
             connection.abort()
             return

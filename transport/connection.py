@@ -9,6 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transport.tls import TlsContext
 
 Buffer = bytes | bytearray | memoryview
 OnData = Callable[[Buffer], None]
@@ -48,10 +52,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The other end. `identity`: what its certificate proved, `segmap:agent:NAME`; empty without TLS."""
+    """The other end. `identity`: what its certificate proved, `segmap:agent:NAME`; empty without TLS.
+
+    `serial` and `not_after_s` (seconds since 1970) are that certificate's; 0 without TLS.
+    """
 
     address: str
     identity: str = ""
+    serial: int = 0
+    not_after_s: float = 0.0
 
 
 class Connection(ABC):
@@ -107,6 +116,10 @@ class Connection(ABC):
 
 class Listener(ABC):
     """Accepts connections until `close`."""
+
+    @abstractmethod
+    def replace_tls(self, context: TlsContext) -> None:
+        """New connections use this; those that are there go on as they are."""
 
     @property
     @abstractmethod

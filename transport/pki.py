@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from transport import revocation
 from transport.connection import TransportError
 
 ROLES: Final = ("controller", "agent")
@@ -108,6 +109,7 @@ def issue(directory: Path, name: str, role: str, *, now: Now = utc_now, days: in
     key, certificate = _make(directory, name, role, now(), days)
     _write_new(paths.key, key, KEY_MODE)
     _write_new(paths.certificate, certificate, CERTIFICATE_MODE)
+    _record(directory, paths, now())
     return paths
 
 
@@ -120,7 +122,44 @@ def rotate(directory: Path, name: str, role: str, *, now: Now = utc_now, days: i
     key, certificate = _make(directory, name, role, now(), days)
     _replace(paths.key, key, KEY_MODE)
     _replace(paths.certificate, certificate, CERTIFICATE_MODE)
+    _record(directory, paths, now())
     return paths
+
+
+def revoke(
+    directory: Path, name: str, role: str, *, old: bool = False, now: Now = utc_now
+) -> tuple[revocation.Issued, ...]:
+    """Revoke every valid certificate of an identity: no new connection, and open ones are closed. `old`: all but the
+    one in its file.
+
+    Returns those that were not revoked before. Raises PkiError if none was issued here.
+    """
+    kept = inspect(files(directory, name, role).certificate).serial if old else 0
+    try:
+        return revocation.revoke(directory, identity(name, role), now().timestamp(), kept)
+    except revocation.RevocationError as error:
+        raise PkiError(str(error)) from error
+
+
+def show(directory: Path) -> dict[Path, tuple[CertificateInfo, bool]]:
+    """Every certificate in the directory, and whether it is revoked. Raises PkiError."""
+    try:
+        revoked = revocation.serials(directory / revocation.REVOKED)
+    except revocation.RevocationError as error:
+        raise PkiError(str(error)) from error
+    found = {path: inspect(path) for path in sorted(directory.glob("*.pem"))}
+    if not found:
+        raise PkiError(f"{directory}: no certificate here; `init` makes an authority")
+    return {path: (info, info.serial in revoked) for path, info in found.items()}
+
+
+def _record(directory: Path, paths: Files, now: datetime) -> None:
+    info = inspect(paths.certificate)
+    issued = revocation.Issued(info.serial, info.identity, info.not_after.timestamp())
+    try:
+        revocation.record(directory, issued, now.timestamp())
+    except revocation.RevocationError as error:
+        raise PkiError(str(error)) from error
 
 
 def inspect(path: Path) -> CertificateInfo:

@@ -222,6 +222,11 @@ class StreamListener(Listener):
     def connections(self) -> int:
         return len(self._open)
 
+    def replace_tls(self, context: TlsContext) -> None:
+        """New connections use this; those that are there go on as they are."""
+        assert self._tls is not None, "a listener without TLS stays one"
+        self._tls = context
+
     @property
     def half_open(self) -> int:
         """TLS handshakes in progress."""

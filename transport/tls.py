@@ -42,6 +42,8 @@ class TlsContext:
         self.context = context
         self.is_server = server
         self.accept = accept
+        self.revoked: frozenset[int] = frozenset()
+        """Serial numbers of certificates that are not accepted."""
 
     @classmethod
     def server(cls, ca: Path, certificate: Path, key: Path, roles: Collection[str] = ("agent",)) -> TlsContext:
@@ -88,8 +90,11 @@ class TlsLayer:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._accept = context.accept
+        self._revoked = context.revoked
         self._object = context.context.wrap_bio(self._incoming, self._outgoing, server_side=context.is_server)
         self.identity = ""
+        self.serial = 0
+        self.not_after_s = 0.0
         self.established = False
         self.ended = False
 
@@ -107,8 +112,13 @@ class TlsLayer:
             return False
         except ssl.SSLError as error:
             raise TlsError(f"TLS handshake: {_reason(error)}") from error
-        self.identity = _identity(self._object.getpeercert())
+        certificate = self._object.getpeercert() or {}
+        self.identity = _identity(certificate)
+        self.serial = int(str(certificate.get("serialNumber", "0")), 16)
+        self.not_after_s = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
         refusal = self._accept(self.identity)
+        if self.serial in self._revoked:
+            refusal = f"its certificate {self.serial:x} is revoked"
         if refusal:
             raise TlsError(f"TLS peer {self.identity} refused: {refusal}")
         self.established = True
@@ -155,8 +165,8 @@ def _reason(error: ssl.SSLError) -> str:
     return f"certificate refused: {verify}" if verify else (error.reason or str(error)).replace("_", " ").lower()
 
 
-def _identity(certificate: Mapping[str, object] | None) -> str:
-    names = (certificate or {}).get("subjectAltName", ())
+def _identity(certificate: Mapping[str, object]) -> str:
+    names = certificate.get("subjectAltName", ())
     assert isinstance(names, tuple)
     found = [value for kind, value in names if kind == "URI" and value.startswith(URI_PREFIX)]
     if len(found) != 1:
@@ -225,7 +235,10 @@ class TlsConnection(Connection):
         ready = self._ready
         if done and ready is not None:
             self._ready = None
-            self.peer = replace(self._lower.peer, identity=self._layer.identity)
+            layer = self._layer
+            self.peer = replace(
+                self._lower.peer, identity=layer.identity, serial=layer.serial, not_after_s=layer.not_after_s
+            )
             self._lower.pause()
             ready(self)
 

@@ -86,6 +86,16 @@ class StoreWasRead:
 
 
 @dataclass(frozen=True, slots=True)
+class ConditionChanged:
+    """The shell has noticed something that is wrong (`severity` warning or alarm), or, with info, no longer is."""
+
+    kind: str
+    subject: str
+    severity: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """Nothing but the time."""
 
@@ -99,6 +109,7 @@ Event = (
     | OperationRequested
     | LeadershipLost
     | StoreWasRead
+    | ConditionChanged
     | TimePassed
 )
 

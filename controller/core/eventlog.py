@@ -36,11 +36,11 @@ class EventLog:
         self.fresh.append(Log(severity, text))
         return event
 
-    def alarm(self, now_ns: int, kind: str, subject: str, text: str) -> None:
+    def alarm(self, now_ns: int, kind: str, subject: str, text: str, severity: str = "alarm") -> None:
         """Something is wrong until `clear` is called; said again only if the text changes."""
         known = self.alarms.get((kind, subject))
         if known is None or known.text != text:
-            self.alarms[kind, subject] = self.add(now_ns, "alarm", kind, text)
+            self.alarms[kind, subject] = self.add(now_ns, severity, kind, text)
 
     def clear(self, now_ns: int, kind: str, subject: str, text: str) -> None:
         """It is right again."""

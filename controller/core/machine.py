@@ -21,6 +21,7 @@ from controller.core.commands import Commands
 from controller.core.containers import Containers
 from controller.core.effects import (
     BatchCommitted,
+    ConditionChanged,
     Effect,
     Event,
     LeadershipLost,
@@ -102,6 +103,11 @@ class Controller:
             cluster.admission.ended(event.session, now_ns)
         elif isinstance(event, OperationRequested):
             self._operations.requested(event.token, event.operation, event.args, event.request_id, now_ns)
+        elif isinstance(event, ConditionChanged):
+            if event.severity == "info":
+                cluster.log.clear(now_ns, event.kind, event.subject, event.text)
+            else:
+                cluster.log.alarm(now_ns, event.kind, event.subject, event.text, event.severity)
         elif isinstance(event, StoreWasRead):
             cluster.checking.store_was_read(event.token, event.state, event.findings)
         elif isinstance(event, LeadershipLost):

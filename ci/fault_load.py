@@ -142,6 +142,7 @@ class Faulter(Agent):
         self._sent_at = 0.0
         self._done: Callable[[], None] = lambda: None
         self.failures = 0
+        self.grants = 0
 
     async def run(self, depth: int, faults: int) -> Run:
         """Keep `depth` outstanding until `faults` are answered."""
@@ -168,6 +169,7 @@ class Faulter(Agent):
 
     def noticed(self, header: Header, message: m.Message) -> None:
         run = self._run
+        self.grants += isinstance(message, m.LeaseGrant)
         if not isinstance(message, m.FaultAnswer) or run is None:
             return
         answers = list(plain(message.answers))

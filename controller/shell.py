@@ -42,13 +42,14 @@ from controller.core.effects import (
     Send,
     SessionEnded,
     SessionOpened,
+    StoreSpaceChanged,
     StoreWasRead,
     TimePassed,
     Welcome,
 )
 from controller.core.machine import Controller
 from controller.links import IDENTITY_PREFIX, Link
-from controller.store.interface import Committed, StaleTerm, StoreError
+from controller.store.interface import Committed, StaleTerm, StoreError, StoreFull
 from controller.store.sqlite import SqliteStore
 from controller.store.writer import CommitterFull, GroupCommitter
 from controller.storekeeping import StoreKeeper
@@ -73,7 +74,7 @@ class ControllerShell:
 
     def __init__(self, config: ControllerConfig) -> None:
         self._config = config
-        self._committer = GroupCommitter(lambda: SqliteStore.open(config.store_path))
+        self._committer = GroupCommitter(lambda: SqliteStore.open(config.store_path), on_full=self._store_full)
         self._keeper = StoreKeeper(self._committer, config.store_path)
         self._core: Controller | None = None
         self._links: dict[int, Link] = {}
@@ -84,6 +85,7 @@ class ControllerShell:
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._commits = 0
         self._paused = False
+        self._full = False
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns: int | None = None
@@ -143,6 +145,7 @@ class ControllerShell:
         self._core = Controller(state, config.timing(), config.limits(), uuid.uuid4, time.monotonic_ns())
         self._commits = 0
         self._certificates.forget()
+        self._full = False
         self._inbox.clear()
         self._post(TimePassed())
 
@@ -308,8 +311,14 @@ class ControllerShell:
             self._arm(core)
 
     def _behind(self, commits: int, size: int) -> bool:
-        """Whether the store has so much to do."""
-        return self._commits >= commits or self._committer.queued_bytes >= size
+        """Whether the store has so much to do that nothing more is stepped. A full one is not waited for: what needs no
+        commit has to go on, and the core begins nothing else."""
+        return not self._full and (self._commits >= commits or self._committer.queued_bytes >= size)
+
+    def _store_full(self, error: StoreFull | None) -> None:
+        if self._core is not None:
+            self._full = error is not None
+            self._post(StoreSpaceChanged("" if error is None else str(error)))
 
     def _throttle(self) -> None:
         if not self._paused and self._behind(COMMITS_HIGH, COMMIT_BYTES_HIGH):

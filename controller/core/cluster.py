@@ -90,6 +90,7 @@ class Cluster:
     """State and services. The attributes declared without a value are set by the core, which makes the parts.
 
     `frozen` says why nothing may be allocated or zeroed: the store was restored (store/restore.py). Empty: it may.
+    `store_full` says that commits wait for space: then nothing is begun that needs one, and what needs none goes on.
     """
 
     commands: Commands
@@ -130,6 +131,7 @@ class Cluster:
         self.allows: dict[str, Allow] = {}
         self.incarnation_max = 0
         self.frozen = ""
+        self.store_full = ""
         self.changed = False
         self.faults_received = 0
         self.faults_answered = 0
@@ -188,6 +190,19 @@ class Cluster:
     def add_table(self, table: AgentTable) -> None:
         table.agent.tables[table.vdisk.number] = table
         table.vdisk.tables[table.agent.number] = table
+
+    def store_space(self, full: str, now_ns: int) -> None:
+        """The store has become full, or (empty) has space again: leases and answers from memory go on all the time."""
+        if full:
+            self.log.alarm(now_ns, "full", "store", f"the store is full: no change is made until it has space: {full}")
+            for agent in self.agents.values():
+                for table in agent.tables.values():
+                    self.allocator.release(table.extent)
+        self.store_full = full
+        if not full:
+            self.log.clear(now_ns, "full", "store", "the store has space again")
+            self.faults.space_found(now_ns)
+            self.zeroing.consider(now_ns)
 
     # --- sending -----------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,13 @@ class ConditionChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreSpaceChanged:
+    """The store is full, says `full`, and commits wait; or, empty, they go on."""
+
+    full: str
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """Nothing but the time."""
 
@@ -110,6 +117,7 @@ Event = (
     | LeadershipLost
     | StoreWasRead
     | ConditionChanged
+    | StoreSpaceChanged
     | TimePassed
 )
 

@@ -184,7 +184,7 @@ class Faults:
 
     def _refill(self, table: AgentTable, others: list[AgentTable]) -> bool:
         """Reserve more zeroed segments for the table, if possible where all its sharers can read them."""
-        if self._cluster.frozen:
+        if self._cluster.frozen or self._cluster.store_full:
             return False
         slots = table.slots
         for other in others:
@@ -333,6 +333,8 @@ class Faults:
     def _shortage(self, table: AgentTable) -> str:
         spaces = [space for slot, space in self._cluster.allocator.spaces.items() if slot in table.slots]
         name = table.vdisk.name
+        if self._cluster.store_full:
+            return f"writes to vdisk {name} wait: the controller's store is full"
         if self._cluster.frozen:
             return f"writes to vdisk {name} wait: {FROZEN_ADVICE.format(self._cluster.frozen)}"
         if not spaces:
@@ -342,7 +344,7 @@ class Faults:
         return f"writes to vdisk {name} wait: its containers are full; add a container"
 
     def _give_up(self, table: AgentTable, fault: Fault) -> None:
-        writes = fault[5] in (WRITE, EXCLUSIVE)
+        writes = fault[5] in (WRITE, EXCLUSIVE) or (fault[5] == RECLAIM and self._cluster.store_full)
         self.fail(table, fault, Status.NO_SPACE if writes else Status.NO_CONTAINER)
 
     def _expire(self, now_ns: int) -> None:
@@ -413,7 +415,10 @@ class _Slower:
 
     def _decide_reclaim(self, fault: Fault, seen: int, truth: int, now_ns: int) -> None:
         if has_location(truth) and seen | NO_WRITE == truth | NO_WRITE:
-            self._join("a segment is being reclaimed", fault)
+            if self._cluster.store_full:
+                self._faults._starve(self._table, fault, now_ns)
+            else:
+                self._join("a segment is being reclaimed", fault)
         else:
             self._faults.answer_truth(self._table, self._others, fault, now_ns)
 

@@ -30,6 +30,7 @@ from controller.core.effects import (
     ResponseReceived,
     SessionEnded,
     SessionOpened,
+    StoreSpaceChanged,
     StoreWasRead,
 )
 from controller.core.faults import Faults
@@ -110,6 +111,8 @@ class Controller:
                 cluster.log.alarm(now_ns, event.kind, event.subject, event.text, event.severity)
         elif isinstance(event, StoreWasRead):
             cluster.checking.store_was_read(event.token, event.state, event.findings)
+        elif isinstance(event, StoreSpaceChanged):
+            cluster.store_space(event.full, now_ns)
         elif isinstance(event, LeadershipLost):
             cluster.admission.depose(event.reason, now_ns)
 

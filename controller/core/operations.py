@@ -178,6 +178,8 @@ class Operations:
             raise Refusal("unknown_operation", f"there is no operation {operation}")
         if self._cluster.deposed:
             raise Refusal("deposed", "another controller reigns")
+        if spec.mutating and self._cluster.store_full:
+            raise Refusal("unavailable", "the controller's store is full: nothing can be changed", "free space for it")
         if len(self._waiters) + len(self._running) >= self._cluster.limits.operations_waiting:
             raise Refusal("limit", "too many operations wait", "try again later")
         if request_id and not REQUEST_ID.fullmatch(request_id):

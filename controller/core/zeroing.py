@@ -93,7 +93,7 @@ class Zeroing:
 
     def consider(self, now_ns: int) -> None:
         """Go on with what was interrupted; begin a batch wherever the pool is low and there is something to zero."""
-        if self._cluster.frozen:
+        if self._cluster.frozen or self._cluster.store_full:
             return
         for job in list(self._jobs.values()):
             if job.state == INTERRUPTED:

@@ -3,9 +3,10 @@
 While one commit is being flushed, the next group forms; that is all that group commit is. Background folding runs in
 short slices between commits: when nobody waits, or when the log has grown so long that recovery would take too long.
 
-Any error of a commit stops the committer loudly: the group's waiters and all queued ones get it, later ones are
-refused. A failed flush is never tried again as if it could still work; `recover` closes the store, opens it afresh,
-takes a new term and reads back what is true.
+A full store changes nothing, so the same group is tried again, ever less often, until there is space; `on_full` is told
+when that begins and when it ends. Any other error of a commit stops the committer loudly: the group's waiters and all
+queued ones get it, later ones are refused. A failed flush is never tried again as if it could still work; `recover`
+closes the store, opens it afresh, takes a new term and reads back what is true.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class CommitterLimits:
     idle_s: float = 0.2
     fold_retry_s: float = 5.0
     """Pause of folding after the store was full."""
+    full_retry_s: float = 0.1
+    full_retry_max_s: float = 5.0
+    """Pauses between two tries of a commit while the store is full: the first, and the longest."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,10 +86,19 @@ def _weight(batch: Batch) -> int:
 
 
 class GroupCommitter:
-    """Commits batches in the order of `submit`. One per store; all methods belong to the event loop's thread."""
+    """Commits batches in the order of `submit`. One per store; all methods belong to the event loop's thread.
 
-    def __init__(self, opener: Callable[[], Store], limits: CommitterLimits | None = None) -> None:
+    `on_full(error)`: the store is full, commits wait; `on_full(None)`: they go on.
+    """
+
+    def __init__(
+        self,
+        opener: Callable[[], Store],
+        limits: CommitterLimits | None = None,
+        on_full: Callable[[StoreFull | None], None] = lambda full: None,
+    ) -> None:
         self.limits = limits or CommitterLimits()
+        self._on_full = on_full
         self.failure: StoreError | None = None
         self._opener = opener
         self._inbox = _Inbox()
@@ -105,7 +118,7 @@ class GroupCommitter:
         started: Future[StoreState] = Future()
         started.set_running_or_notify_cancel()
         self._loop = asyncio.get_running_loop()
-        worker = _Worker(self._opener, self._inbox, self.limits, self._loop, started, self._fail)
+        worker = _Worker(self._opener, self._inbox, self.limits, self._loop, started, self._fail, self._on_full)
         worker.start()
         try:
             state = await asyncio.wrap_future(started)
@@ -219,6 +232,7 @@ class _Worker(threading.Thread):
         loop: asyncio.AbstractEventLoop,
         started: Future[StoreState],
         fail: Callable[[StoreError], None],
+        on_full: Callable[[StoreFull | None], None],
     ) -> None:
         super().__init__(name="segmap-store", daemon=True)
         self._opener = opener
@@ -227,6 +241,8 @@ class _Worker(threading.Thread):
         self._loop = loop
         self._begun = started
         self._fail = fail
+        self._on_full = on_full
+        self._full = False
         self._term = 0
         self._fold_wanted = False
         self._fold_not_before = 0.0
@@ -300,9 +316,48 @@ class _Worker(threading.Thread):
 
     def _commit(self, store: Store, group: list[_Waiting]) -> None:
         self._group_records = sum(len(waiting.batch.records) for waiting in group) // RECORD_BYTES
-        committed = store.commit([waiting.batch for waiting in group], self._term)
+        batches = [waiting.batch for waiting in group]
+        committed = self._when_there_is_space(store, lambda: store.commit(batches, self._term))
         self._fold_not_before = max(self._fold_not_before, monotonic() + self._limits.idle_s)
         self._loop.call_soon_threadsafe(_resolve, group, committed)
+
+    def _when_there_is_space(self, store: Store, action: Callable[[], _Result]) -> _Result:
+        """Its result. While the store is full it is tried again and again. Raises StoreFull when asked to close."""
+        pause_s = self._limits.full_retry_s
+        while True:
+            try:
+                result = action()
+            except StoreFull as error:
+                if not self._full:
+                    _LOG.error("the store is full, commits wait: %s", error)
+                    self._full = True
+                    self._loop.call_soon_threadsafe(self._on_full, error)
+                if not self._pause(store, pause_s):
+                    raise
+                pause_s = min(2 * pause_s, self._limits.full_retry_max_s)
+                continue
+            if self._full:
+                _LOG.warning("the store has space again")
+                self._full = False
+                self._loop.call_soon_threadsafe(self._on_full, None)
+            return result
+
+    def _pause(self, store: Store, pause_s: float) -> bool:
+        """Calls go on meanwhile. False, at once, if the committer is to close."""
+        inbox, end = self._inbox, monotonic() + pause_s
+        while True:
+            with inbox.changed:
+                left = end - monotonic()
+                if not inbox.calls and not inbox.closing and left > 0:
+                    inbox.changed.wait(left)
+                calls = list(inbox.calls)
+                inbox.calls.clear()
+                if inbox.closing and not calls:
+                    return False
+            for action, result in calls:
+                _run_call(store, action, result)
+            if monotonic() >= end:
+                return True
 
     def _give_up(self, error: BaseException, group: list[_Waiting]) -> None:
         failure = error if isinstance(error, StoreError) else StoreError(f"the store's worker failed: {error!r}")
@@ -347,7 +402,8 @@ class _Worker(threading.Thread):
         except StoreFull as error:
             _LOG.error("the store cannot fold its log: %s", error)
             if backlog >= limits.backlog_max:
-                raise
+                self._fold_wanted = self._when_there_is_space(store, lambda: store.fold(limits.fold_records))
+                return
             self._full_until = self._fold_not_before = monotonic() + limits.fold_retry_s
 
 

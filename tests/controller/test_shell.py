@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from channel.messages import LeaseRenew
 from ci.fault_load import Agent, Faulter
 from controller.api.errors import ApiError
 from controller.config import ControllerConfig
 from controller.main import run
 from controller.shell import ControllerShell
+from controller.store.interface import Batch, Committed, StoreFull
+from controller.store.sqlite import SqliteStore
 from transport import pki
 
 SEGMENTS = 1 << 12
@@ -208,5 +211,53 @@ def test_bytes_hold_it_up_as_commits_do(tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.setattr(shell, "_throttle", observed)
             assert (await mapper.run(16, 500)).answered >= 500
             assert True in paused and paused[-1] is False
+
+    in_loop(work)
+
+
+def test_a_full_store_stops_neither_leases_nor_reads_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates(tmp_path / "pki")
+    full, commit, commits = asyncio.Event(), SqliteStore.commit, 0
+
+    def limited(store: SqliteStore, batches: Sequence[Batch], term: int) -> Committed:
+        nonlocal commits
+        commits += 1
+        if full.is_set():
+            raise StoreFull("no space")
+        return commit(store, batches, term)
+
+    async def work() -> None:
+        async with running(configuration(tmp_path)) as shell:
+            _, mapper = await connected(shell, tmp_path)
+            await provisioned(shell, mapper)
+            await mapper.run(16, 100)
+            term = (await shell.call("cluster.status", {}))["term"]
+            before = (await shell.call("vdisk.show", {"name": "v"}))["allocated_segments"]
+            monkeypatch.setattr(SqliteStore, "commit", limited)
+            full.set()
+            running_on = asyncio.ensure_future(mapper.run(16, 200))
+            while not (alarms := (await shell.call("cluster.status", {}))["alarms"]):
+                await asyncio.sleep(0.001)
+            assert "full" in {alarm["kind"] for alarm in alarms}
+            with pytest.raises(ApiError, match="full"):
+                await shell.call("vdisk.create", {"name": "w", "size_bytes": 1})
+            grants = mapper.grants
+            mapper.session.send(LeaseRenew(1), mapper.header())
+            mapper.flush()
+            while mapper.grants == grants:
+                await asyncio.sleep(0.001)
+            assert (await shell.call("vdisk.show", {"name": "v"}))["allocated_segments"] == before
+            assert not running_on.done()
+            tries = commits
+            await asyncio.sleep(0.02)
+            assert commits - tries <= 1, "it is not tried in a tight loop"
+            full.clear()
+            assert (await running_on).answered >= 200
+            assert not mapper.failures
+            status = await shell.call("cluster.status", {})
+            assert (status["term"], status["alarms"]) == (term, [])
+            assert (await shell.call("vdisk.show", {"name": "v"}))["allocated_segments"] >= before + 200
 
     in_loop(work)

@@ -117,3 +117,41 @@ def test_no_answer_goes_to_a_table_that_has_taken_the_place_of_the_one_that_aske
     assert 5 not in rig.vdisk.changing
     one.fault(100)
     assert one.answers[-1][0].sequence == 1
+
+
+def test_while_the_store_is_full_only_what_needs_no_commit_is_answered() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.fault(3)
+    mapped = rig.vdisk.entry(3)
+    rig.step(fx.StoreSpaceChanged("no space"))
+    rig.hold_commits = True
+    count = len(agent.answers)
+    write = agent.fault(5)
+    reclaim = agent.fault(3, FaultKind.RECLAIM, mapped, operation=Operation.UNMAP, length=2048)
+    assert not rig.held
+    read = agent.fault(3, FaultKind.READ, INVALID_ENTRY, operation=Operation.READ)
+    agent.say(m.LeaseRenew(2))
+    assert agent.grants[-1].sent_ns == 2
+    assert len(agent.answers) == count + 1 and agent.last_answer()[0][0] == read
+    refused = rig.ask("vdisk.create", name="w", size_bytes=1 << 20)
+    assert isinstance(refused, fx.RefuseOperation) and refused.code == "unavailable"
+    assert {alarm["kind"] for alarm in rig.ask("cluster.status")["alarms"]} == {"full", "space"}
+    rig.hold_commits = False
+    rig.step(fx.StoreSpaceChanged(""))
+    assert has_location(rig.vdisk.entry(5))
+    assert agent.last_answer()[0][0] == write and reclaim
+    assert agent.ordered(m.SetEntries), "the reclaim goes on, too"
+    assert not rig.ask("cluster.status")["alarms"]
+
+
+def test_a_store_that_stays_full_is_no_space_for_the_host() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.fault(3)
+    mapped = rig.vdisk.entry(3)
+    rig.step(fx.StoreSpaceChanged("no space"))
+    agent.fault(5)
+    agent.fault(3, FaultKind.RECLAIM, mapped, operation=Operation.UNMAP, length=2048)
+    rig.advance(20.1)
+    assert [answer[4] for answer in agent.answers[-1][1].answers] == [Status.NO_SPACE, Status.NO_SPACE]

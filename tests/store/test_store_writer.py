@@ -153,7 +153,7 @@ def test_the_queue_is_bounded(disk: MemoryDisk, limits: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("applied", [False, True])
-@pytest.mark.parametrize("error", [StoreFailed("flush"), StoreFull("full"), StaleTerm(9, 1)])
+@pytest.mark.parametrize("error", [StoreFailed("flush"), StaleTerm(9, 1)])
 def test_an_error_stops_it_for_everybody_until_it_is_recovered(
     disk: MemoryDisk, error: StoreError, applied: bool
 ) -> None:
@@ -181,6 +181,45 @@ def test_an_error_stops_it_for_everybody_until_it_is_recovered(
         assert set(state.objects["n"]) == ({"1", "2"} if applied else {"1"})
         assert (await committer.commit(batch(2))).sequence == 2
         await committer.close()
+
+    run(work())
+
+
+def test_a_full_store_is_tried_again_until_it_has_space_and_nothing_is_lost_or_out_of_order(disk: MemoryDisk) -> None:
+    told: list[StoreFull | None] = []
+
+    async def work() -> None:
+        limits = CommitterLimits(full_retry_s=0.001, full_retry_max_s=0.002)
+        committer = GroupCommitter(lambda: GatedStore.open(disk), limits, told.append)
+        await committer.start()
+        await committer.commit(batch(1))
+        errors = [StoreFull(f"full {number}") for number in range(5)]
+        for error in errors:
+            disk.inject(Failure("commit", error))
+        results = await asyncio.gather(*(committer.submit(batch(number)) for number in (2, 3)))
+        assert [result.sequence for result in results] == [2, 2]
+        await committer.commit(batch(4))
+        assert GatedStore.groups == [[1], *[[2, 3]] * 6, [4]]
+        assert told == [errors[0], None]
+        assert committer.failure is None
+        await committer.close()
+
+    run(work())
+
+
+def test_calls_go_on_while_the_store_is_full_and_closing_does_not_wait_for_space(disk: MemoryDisk) -> None:
+    async def work() -> None:
+        full = asyncio.Event()
+        limits = CommitterLimits(full_retry_s=2 * PATIENCE_S, full_retry_max_s=2 * PATIENCE_S)
+        committer = GroupCommitter(lambda: GatedStore.open(disk), limits, lambda error: full.set())
+        await committer.start()
+        disk.inject(Failure("commit", StoreFull("full")))
+        future = committer.submit(batch(1))
+        await full.wait()
+        assert await committer.call(lambda store: store.sequence) == 0
+        assert not future.done()
+        await committer.close()
+        assert isinstance(future.exception(), StoreFull)
 
     run(work())
 
@@ -289,15 +328,19 @@ def test_commits_wait_for_folding_when_the_log_is_at_its_limit(disk: MemoryDisk)
 
 def test_a_store_that_cannot_fold_still_commits_until_the_log_is_at_its_limit(disk: MemoryDisk) -> None:
     async def work() -> None:
-        committer = committer_on(disk, backlog_high=1, backlog_max=10, fold_retry_s=PATIENCE_S, group_batches_max=1)
+        told: list[StoreFull | None] = []
+        limits = CommitterLimits(
+            backlog_high=1, backlog_max=10, fold_retry_s=PATIENCE_S, group_batches_max=1, full_retry_s=0.001
+        )
+        committer = GroupCommitter(lambda: GatedStore.open(disk), limits, told.append)
         await committer.start()
         for after in range(3):
             disk.inject(Failure("fold", StoreFull(f"full {after}")))
         futures = [committer.submit(batch(number)) for number in range(100)]
-        results = await asyncio.gather(*futures, return_exceptions=True)
-        assert sum(isinstance(result, Committed) for result in results) >= 10
-        assert isinstance(await committer.stopped(), StoreFull)
-        assert len(disk.now.rows) >= 10
+        results = await asyncio.gather(*futures)
+        assert [result.sequence for result in results] == list(range(1, 101))
+        assert told[1:] == [None] and isinstance(told[0], StoreFull)
+        assert committer.failure is None
         await committer.close()
 
     run(work())

@@ -23,10 +23,9 @@ from typing import Any, Final
 from agent.config import AgentConfig
 from agent.core import Agent
 from agent.core import effects as e
-from agent.core.calls import CallFailed, CallUnknown, Listener
+from agent.core.work import Unanswered
+from agent.image import create_sparse
 from agent.link import Link
-from agent.ports import Reservation
-from agent.target_calls import TargetCalls
 from agent.target_process import State, TargetHandle, TargetUnavailable, this_machine, write_whole
 from channel.events import Event as ChannelEvent
 from channel.events import (
@@ -42,9 +41,13 @@ from channel.handshake import Role
 from channel.messages import DataPlaneHello, Welcome
 from channel.session import LimitReached, Session, SessionStateError
 from mapping.status import Status
+from spdk_rpc.errors import RpcClosed, RpcFailure
+from spdk_rpc.exports import NvmeTcpFrontEnd
+from spdk_rpc.target import Target
 from transport import pki, tcp, unix
 from transport.connection import ConnectFailed
 from transport.credentials import Credentials
+from transport.ports import Reservation
 from transport.tls import TlsContext
 
 CONTROLLER_IDENTITY: Final = "segmap:controller"
@@ -78,10 +81,14 @@ class AgentShell:
         self._addresses = itertools.cycle(config.controllers)
         state = State.load(config.state_path)
         self._port = Reservation(config.listen_host, config.listen_port or state.port, self._chance)
-        self.listener = Listener("TCP", config.listen_host, str(self._port.port))
-        self.core = Agent(config, self.listener, this_machine())
-        self._target = TargetHandle(config, self._port.port, lambda why: self._tell(e.TargetExited(why)))
-        self._calls: TargetCalls | None = None
+        self.core = Agent(config, NvmeTcpFrontEnd(config.listen_host, self._port.port), this_machine())
+        self._target = TargetHandle(
+            config,
+            self._port.port,
+            lambda why: self._tell(e.TargetExited(why)),
+            lambda why: self._tell(e.TargetSilent(why)),
+        )
+        self._serving: Target | None = None
         self._controller: Link | None = None
         self._data_plane: Link | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,6 +108,7 @@ class AgentShell:
             e.RespondController: self._respond_controller,
             e.SendDataPlane: self._send_data_plane,
             e.CallTarget: self._call_target,
+            e.CreateFile: self._create_file,
             e.StartTarget: self._start_target,
             e.StopTarget: self._stop_target,
             e.ConnectDataPlane: self._connect_data_plane,
@@ -160,7 +168,7 @@ class AgentShell:
             if link is not None:
                 link.end(Status.CANCELLED, "the daemon ends")
         await self._cancel({*self._tasks, *self._target_tasks, *self._connecting.values()})
-        await self._close_calls()
+        await self._end_calls()
         if self.config.target_lifetime == "daemon":
             await self._target.end()
         else:
@@ -270,7 +278,7 @@ class AgentShell:
                 raise SessionStateError("there is no connection to the data plane")
             link.session.send(effect.message, effect.header, effect.token)
         except (SessionStateError, LimitReached) as error:
-            self._step(e.CallDone(effect.token, None, CallUnknown(str(error))))
+            self._step(e.CallDone(effect.token, None, Unanswered(str(error))))
 
     def _lose_data_plane(self, reason: str) -> None:
         self._close_data_plane(e.CloseDataPlane(reason))
@@ -377,32 +385,41 @@ class AgentShell:
     # --- the target --------------------------------------------------------------------------------------------------
 
     def _call_target(self, effect: e.CallTarget) -> None:
-        if self._calls is None:
-            self._step(e.CallDone(effect.token, None, CallUnknown("the target is being ended")))
+        if self._serving is None:
+            self._step(e.CallDone(effect.token, None, RpcClosed("the target is being ended")))
             return
-        self._spawn(self._perform(self._calls, effect), self._target_tasks)
+        self._spawn(self._perform(self._serving, effect), self._target_tasks)
 
-    async def _perform(self, calls: TargetCalls, effect: e.CallTarget) -> None:
+    async def _perform(self, target: Target, effect: e.CallTarget) -> None:
         try:
-            value = await calls.perform(effect.call)
-        except CallFailed as failure:
+            event = e.CallDone(effect.token, await target.client.run(effect.call))
+        except RpcFailure as failure:
             event = e.CallDone(effect.token, None, failure)
-        else:
-            event = e.CallDone(effect.token, value)
-        if calls is self._calls:
+        if target is self._serving:
             self._tell(event)
+
+    def _create_file(self, effect: e.CreateFile) -> None:
+        self._spawn(self._ensure_file(effect), self._target_tasks)
+
+    async def _ensure_file(self, effect: e.CreateFile) -> None:
+        try:
+            await asyncio.to_thread(create_sparse, effect.path, effect.size_bytes)
+        except OSError as failure:
+            self._tell(e.CallDone(effect.token, None, failure))
+        else:
+            self._tell(e.CallDone(effect.token))
 
     def _start_target(self, _: e.StartTarget) -> None:
         self._spawn(self._obtain_target(), self._tasks)
 
     async def _obtain_target(self) -> None:
-        await self._close_calls()
+        await self._end_calls()
         try:
             running = await self._target.obtain()
         except TargetUnavailable as error:
             self._tell(e.TargetExited(str(error)))
             return
-        self._calls = TargetCalls(self.config.rpc_path, self.config.rpc_timeout_s)
+        self._serving = self._target.target
         _log.info("%s: target %d %s", self.config.name, self._target.pid, "adopted" if running.adopted else "started")
         self._tell(e.TargetStarted(running.identity, running.adopted))
 
@@ -410,16 +427,14 @@ class AgentShell:
         self._spawn(self._finish_target(effect.reason), self._tasks)
 
     async def _finish_target(self, reason: str) -> None:
-        await self._close_calls()
+        await self._end_calls()
         await self._target.end()
         self._tell(e.TargetExited(reason))
 
-    async def _close_calls(self) -> None:
-        """Calls to a target that is gone are of no interest any more."""
-        calls, self._calls = self._calls, None
+    async def _end_calls(self) -> None:
+        """Calls to a target that is gone, or will be, are of no interest any more."""
+        self._serving = None
         await self._cancel(set(self._target_tasks))
-        if calls is not None:
-            await calls.close()
 
     def _became_ready(self, _: e.Ready) -> None:
         self._ready.set()
@@ -427,7 +442,7 @@ class AgentShell:
             facts = {
                 "pid": os.getpid(),
                 "target_pid": self._target.pid,
-                "listen_host": self.listener.traddr,
+                "listen_host": self.config.listen_host,
                 "listen_port": self._port.port,
             }
             with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""The target's process as the daemon sees it: adopted if it runs, started if not, watched, ended.
+"""The agent's one target: adopted if it runs, started if not, watched, ended.
 
 A new target is started only when no older one of ours is left: what the state file names and is not to be adopted is
-ended first. Who listens on the RPC socket is asked from the kernel (SO_PEERCRED, unix(7)), so a target that somebody
-else started is watched just the same.
+ended first. Who listens on the RPC socket is asked from the kernel, so a target that somebody else started is watched
+just the same.
 """
 
 from __future__ import annotations
@@ -10,25 +10,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from uuid import NAMESPACE_OID, UUID, uuid5
 
-from agent.bound import bound_command
 from agent.config import AgentConfig
+from spdk_rpc.bound import bound_command
 from spdk_rpc.commands import embedded_command
-from spdk_rpc.process import ProcessGone, ProcessIdentity, TargetProcess, read_start_time
-from spdk_rpc.target import Target, TargetNotRunning, TargetStartError
+from spdk_rpc.process import ProcessIdentity, end_process, listener_of
+from spdk_rpc.target import Target, TargetExited, TargetLost, TargetNotRunning, TargetStartError
 
 STOP_S: Final = 5.0
 ADOPT_S: Final = 5.0
 FILE_MODE: Final = 0o600
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-CREDENTIALS: Final = struct.Struct("iII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +73,23 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class TargetHandle:
-    """At most one target. `exited(reason)` is called once when it has ended by itself, or was killed by others."""
+    """At most one target. `exited(reason)` is called once when it has ended by itself, or was killed by others;
+    `silent(reason)` when its process lives but does not answer any more."""
 
-    def __init__(self, config: AgentConfig, port: int, exited: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: AgentConfig, port: int, exited: Callable[[str], None], silent: Callable[[str], None]
+    ) -> None:
         self._config = config
         self._port = port
         self._exited = exited
-        self._target: Target | None = None
+        self._silent = silent
+        self.target: Target | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
         """The process id, 0 if there is none."""
-        identity = self._target.identity if self._target is not None else None
+        identity = self.target.identity if self.target is not None else None
         return identity.pid if identity is not None else 0
 
     async def obtain(self) -> Running:
@@ -98,7 +99,7 @@ class TargetHandle:
             target, adopted = await self._adopt_or_start()
         except (TargetNotRunning, TargetStartError, OSError) as error:
             raise TargetUnavailable(str(error)) from error
-        self._target = target
+        self.target = target
         assert target.identity is not None
         State(self._port, target.identity).save(config.state_path)
         write_whole(config.pid_path, f"{target.identity.pid}\n")
@@ -120,7 +121,7 @@ class TargetHandle:
             await target.close()
 
     async def _take(self) -> Target | None:
-        target, self._target = self._target, None
+        target, self.target = self.target, None
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
@@ -128,15 +129,12 @@ class TargetHandle:
         return target
 
     async def _watch(self, target: Target, identity: ProcessIdentity) -> None:
-        """The pidfd tells when the process has ended; that it is silent is not its end."""
-        process = TargetProcess.adopt(identity) if read_start_time(identity.pid) == identity.start_time else None
-        try:
-            if process is not None:
-                await process.wait()
-        finally:
-            if process is not None:
-                process.close()
-        self._target = None
+        async for event in target.events():
+            if isinstance(event, TargetLost):
+                self._silent(f"process {identity.pid}: {event.reason}; see {self._config.log_path}")
+            elif isinstance(event, TargetExited):
+                break
+        self.target = None
         self._watcher = None
         await target.stop(STOP_S)
         self._config.pid_path.unlink(missing_ok=True)
@@ -154,16 +152,13 @@ class TargetHandle:
                     raise
         if config.target == "adopt":
             raise TargetUnavailable(f"nothing listens at {config.rpc_path}; start the target, or let the agent do it")
-        await _end_process(recorded)
-        await _end_process(listening if listening == recorded else None)
+        if recorded is not None:
+            await end_process(recorded, STOP_S)
         return await self._start(), False
 
     async def _adopt(self, identity: ProcessIdentity) -> Target:
-        try:
-            async with asyncio.timeout(ADOPT_S):
-                return await Target.adopt(self._config.rpc_path, identity, timeout_s=ADOPT_S / 2)
-        except TimeoutError as error:
-            raise TargetNotRunning(f"process {identity.pid} does not answer at {self._config.rpc_path}") from error
+        config = self._config
+        return await Target.adopt(config.rpc_path, identity, ready_s=ADOPT_S, timeout_s=config.rpc_timeout_s)
 
     async def _start(self) -> Target:
         config = self._config
@@ -187,38 +182,10 @@ def target_command(config: AgentConfig) -> list[str]:
     return [*config.target_command, *command[3:]] if config.target_command else command
 
 
-def listener_of(path: Path) -> ProcessIdentity | None:
-    """The process that listens on a Unix socket, or None if none does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-            data = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-        except OSError:
-            return None
-    pid = CREDENTIALS.unpack(data)[0]
-    start_time = read_start_time(pid)
-    return None if start_time is None else ProcessIdentity(pid, start_time)
-
-
-async def _end_process(identity: ProcessIdentity | None) -> bool:
-    """True if there was such a process; it has ended now."""
-    if identity is None:
-        return False
-    try:
-        process = TargetProcess.adopt(identity)
-    except ProcessGone:
-        return False
-    try:
-        await process.stop(STOP_S)
-    finally:
-        process.close()
-    return True
-
-
 async def end_left_over(config: AgentConfig) -> bool:
     """End the target that an ended daemon left running; True if there was one."""
-    ended = await _end_process(State.load(config.state_path).process)
+    left = State.load(config.state_path).process
+    ended = left is not None and await end_process(left, STOP_S)
     config.pid_path.unlink(missing_ok=True)
     return ended
 

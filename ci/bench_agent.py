@@ -10,13 +10,13 @@ from time import monotonic_ns, process_time
 from agent.config import MAPPER, AgentConfig
 from agent.core import Agent, Phase
 from agent.core import effects as e
-from agent.core.calls import Listener
 from channel.events import NoticeReceived, RequestReceived, ResponseReceived
 from channel.handshake import Role
 from channel.messages import ROW_OF, Admit, DataPlaneHello, Done, FaultAnswer, Hello, MapFault, TablesRead, Welcome
 from channel.session import Session
 from channel.values import AnswerRecord, FaultRecord, Header
 from mapping.status import Status
+from spdk_rpc.exports import NvmeTcpFrontEnd
 
 TITLE = "the agent daemon as a relay, us of processor time per message"
 GOALS = {"fault_us": ("<=", 15), "answer_us": ("<=", 15)}
@@ -33,7 +33,7 @@ class Relay:
     def __init__(self) -> None:
         there = Path("/")
         config = AgentConfig("a", frozenset({MAPPER}), (("localhost", 1),), there, there, there, there)
-        self.core = Agent(config, Listener("TCP", "127.0.0.1", "1"))
+        self.core = Agent(config, NvmeTcpFrontEnd("127.0.0.1", 1))
         self.plane, self.down = Session(Role.DATA_PLANE), Session(Role.DAEMON)
         self.controller, self.up = Session(Role.CONTROLLER), Session(Role.AGENT)
         self._open_sessions()

@@ -7,7 +7,7 @@ That client's ways of failing are cured here; each is a test of its own:
 * its timeout counts processor time, so a silent target is waited for without end: here deadlines are of the wall;
 * a UTF-8 character cut by a read loses data: here bytes are decoded only when a JSON text is whole;
 * an error's code is lost in a text: here it is kept, with the method;
-* each connection adds one more handler to a logger: here they are taken off again.
+* each connection adds one more handler to a logger, and says so in the log: here they are taken off again, silently.
 
 A call is made with a request that fits SPDK's limits, or not at all. Nothing is ever sent twice, except when the first
 try surely did not reach the target (the old connection had been closed by its end).
@@ -68,6 +68,7 @@ class _Connection(JSONRPCClient):  # type: ignore[misc]  # the package has no ty
     """One connection; used for one call at a time, closed by the first call that does not end in an answer."""
 
     sock: socket.socket | None
+    _logger: logging.Logger
     _request_id: int
 
     def __init__(self, path: str, clock: Callable[[], float], deadline: float) -> None:
@@ -81,6 +82,10 @@ class _Connection(JSONRPCClient):  # type: ignore[misc]  # the package has no ty
         finally:
             for handler in set(logging.getLogger(name).handlers) - set(before):
                 logging.getLogger(name).removeHandler(handler)
+
+    def set_log_level(self, lvl: int | str) -> None:
+        """The base class tells the level to the log, with the level that it had before: that is noise."""
+        self._logger.setLevel(lvl)
 
     def _connect(self, addr: str, port: object) -> None:
         if len(os.fsencode(addr)) > SOCKET_PATH_BYTES_MAX:

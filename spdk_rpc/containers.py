@@ -2,6 +2,9 @@
 
 ``plan_attach`` and ``plan_detach`` compare what is wanted with what was read and give the calls that are missing; none
 when all is as wanted. So an attach can be repeated at any time, and one whose outcome is unknown is read back.
+
+Before an NVMe container is attached, the target is told to send flushes to it: SPDK answers them by itself otherwise,
+and what a host was told to be durable would be lost with the container's power.
 """
 
 from __future__ import annotations
@@ -12,17 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from spdk_rpc.call import Call
-from spdk_rpc.methods import bdev, bdev_nvme
+from spdk_rpc.converge import TargetConflict, converge, read_bdev
+from spdk_rpc.methods import bdev, bdev_nvme, framework
 from spdk_rpc.methods.bdev import Bdev
 from spdk_rpc.methods.bdev_nvme import Controller, Path, Reconnection
+from spdk_rpc.steps import Steps, make
 
 MALLOC_PRODUCT = "Malloc disk"
 AIO_PRODUCT = "AIO disk"
 NULL_PRODUCT = "Null disk"
-
-
-class TargetConflict(Exception):
-    """The target has something else under this name; what to do is for the one who made it."""
+SET_OPTIONS = "bdev_nvme_set_options"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,16 @@ class NvmeTcpContainer:
     trsvcid: str
     subnqn: str
     hostnqn: str
-    adrfam: str = "IPv4"
+    adrfam: str | None = None
     hdgst: bool = False
     ddgst: bool = False
     num_io_queues: int | None = None
     reconnection: Reconnection | None = None
+
+    @property
+    def family(self) -> str:
+        """``adrfam``, or what the address looks like."""
+        return self.adrfam or address_family(self.traddr)
 
     def is_at(self, path: Path) -> bool:
         """Whether an attached path is this container, and we are there as the host that we want to be."""
@@ -49,6 +56,14 @@ class NvmeTcpContainer:
             self.subnqn,
             self.hostnqn,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class NvmePcieContainer:
+    """A NVMe controller in the target's machine; its bdevs are ``<name>n<nsid>``."""
+
+    name: str
+    traddr: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +97,14 @@ class NullContainer:
     uuid: str | None = None
 
 
-Container = NvmeTcpContainer | AioContainer | MallocContainer | NullContainer
+NvmeContainer = NvmeTcpContainer | NvmePcieContainer
+BdevContainer = AioContainer | MallocContainer | NullContainer
+Container = NvmeContainer | BdevContainer
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What the target has: all bdevs and all NVMe controllers."""
+    """What the target has, as far as was looked: bdevs and NVMe controllers."""
 
     bdevs: tuple[Bdev, ...] = ()
     controllers: tuple[Controller, ...] = ()
@@ -101,7 +118,7 @@ class Inventory:
 
 def bdevs_of(container: Container, inventory: Inventory) -> tuple[Bdev, ...]:
     """The container's bdevs, as far as they are there."""
-    if isinstance(container, NvmeTcpContainer):
+    if isinstance(container, NvmeContainer):
         names = re.compile(re.escape(container.name) + r"n\d+")
         return tuple(found for found in inventory.bdevs if names.fullmatch(found.name))
     found = inventory.bdev(container.name)
@@ -110,7 +127,7 @@ def bdevs_of(container: Container, inventory: Inventory) -> tuple[Bdev, ...]:
 
 def plan_attach(container: Container, inventory: Inventory) -> Sequence[Call[Any]]:
     """The calls that attach it; none if it is attached. Raises TargetConflict for another bdev of its name."""
-    if isinstance(container, NvmeTcpContainer):
+    if isinstance(container, NvmeContainer):
         return _plan_nvme(container, inventory.controller(container.name))
     found = inventory.bdev(container.name)
     if found is None:
@@ -123,7 +140,7 @@ def plan_attach(container: Container, inventory: Inventory) -> Sequence[Call[Any
 
 def plan_detach(container: Container, inventory: Inventory) -> Sequence[Call[Any]]:
     """The calls that detach it; none if it is not attached. Never deletes a bdev of another kind."""
-    if isinstance(container, NvmeTcpContainer):
+    if isinstance(container, NvmeContainer):
         known = inventory.controller(container.name)
         return [] if known is None else [bdev_nvme.detach_controller(container.name)]
     found = inventory.bdev(container.name)
@@ -132,14 +149,74 @@ def plan_detach(container: Container, inventory: Inventory) -> Sequence[Call[Any
     return [_delete(container)]
 
 
-def _plan_nvme(container: NvmeTcpContainer, known: Controller | None) -> Sequence[Call[Any]]:
+def attach(container: Container) -> Steps[None]:
+    """Attaches the container. Nothing changes if it is attached. Raises TargetConflict, RpcError."""
+    if isinstance(container, NvmeContainer):
+        yield from converge(reads_flush, plan_flush)
+    yield from converge(lambda: read_inventory(container), lambda found: plan_attach(container, found))
+
+
+def detach(container: Container) -> Steps[None]:
+    """Detaches the container; nothing happens if it is not attached."""
+    yield from converge(lambda: read_inventory(container), lambda found: plan_detach(container, found))
+
+
+def detach_controller(name: str) -> Steps[None]:
+    """Detaches the NVMe controller of that name, wherever it leads; nothing happens if there is none."""
+
+    def plan(found: Inventory) -> Sequence[Call[Any]]:
+        return [] if found.controller(name) is None else [bdev_nvme.detach_controller(name)]
+
+    yield from converge(_read_controllers, plan)
+
+
+def read_bdevs(container: Container) -> Steps[tuple[Bdev, ...]]:
+    """The container's bdevs, as far as they are there."""
+    if isinstance(container, NvmeContainer):
+        return bdevs_of(container, Inventory((yield from make(bdev.get_bdevs()))))
+    return bdevs_of(container, (yield from read_inventory(container)))
+
+
+def read_inventory(container: Container) -> Steps[Inventory]:
+    """As much of what the target has as the container's plans look at."""
+    if isinstance(container, NvmeContainer):
+        return (yield from _read_controllers())
+    found = yield from read_bdev(container.name)
+    return Inventory(() if found is None else (found,))
+
+
+def _read_controllers() -> Steps[Inventory]:
+    return Inventory((), (yield from make(bdev_nvme.get_controllers())))
+
+
+def reads_flush() -> Steps[bool]:
+    """Whether a flush of an NVMe bdev goes to its controller."""
+    for call in (yield from make(framework.get_config("bdev"))):
+        if call["method"] == SET_OPTIONS:
+            return call["params"].get("enable_flush", True) is True
+    return True  # the embedded target has no such option: it always sends it
+
+
+def plan_flush(enabled: bool) -> Sequence[Call[Any]]:
+    """Lets flushes go to the controllers. Refused (-EPERM) while one is attached: detach all first."""
+    return [] if enabled else [bdev_nvme.set_options(enable_flush=True)]
+
+
+def address_family(traddr: str) -> str:
+    """SPDK's word for what kind of address it is."""
+    return "IPv6" if ":" in traddr else "IPv4"
+
+
+def _plan_nvme(container: NvmeContainer, known: Controller | None) -> Sequence[Call[Any]]:
+    if isinstance(container, NvmePcieContainer):
+        return [] if known else [bdev_nvme.attach_controller(container.name, "PCIe", container.traddr)]
     if known is not None and [path for path in known.paths if container.is_at(path)]:
         return []
     attach = bdev_nvme.attach_controller(
         container.name,
         "TCP",
         container.traddr,
-        adrfam=container.adrfam,
+        adrfam=container.family,
         trsvcid=container.trsvcid,
         subnqn=container.subnqn,
         hostnqn=container.hostnqn,
@@ -151,7 +228,7 @@ def _plan_nvme(container: NvmeTcpContainer, known: Controller | None) -> Sequenc
     return [attach] if known is None else [bdev_nvme.detach_controller(container.name), attach]
 
 
-def _create(container: AioContainer | MallocContainer | NullContainer) -> Call[str]:
+def _create(container: BdevContainer) -> Call[str]:
     match container:
         case AioContainer(name, filename, block_size, uuid, read_only):
             return bdev.aio_create(name, filename, block_size, uuid=uuid, read_only=read_only)
@@ -161,7 +238,7 @@ def _create(container: AioContainer | MallocContainer | NullContainer) -> Call[s
             return bdev.null_create(name, block_size, num_blocks, uuid)
 
 
-def _delete(container: AioContainer | MallocContainer | NullContainer) -> Call[bool]:
+def _delete(container: BdevContainer) -> Call[bool]:
     match container:
         case AioContainer(name):
             return bdev.aio_delete(name)
@@ -171,7 +248,7 @@ def _delete(container: AioContainer | MallocContainer | NullContainer) -> Call[b
             return bdev.null_delete(name)
 
 
-def _product(container: AioContainer | MallocContainer | NullContainer) -> str:
+def _product(container: BdevContainer) -> str:
     match container:
         case AioContainer():
             return AIO_PRODUCT
@@ -181,7 +258,7 @@ def _product(container: AioContainer | MallocContainer | NullContainer) -> str:
             return NULL_PRODUCT
 
 
-def _difference(container: AioContainer | MallocContainer | NullContainer, found: Bdev) -> str | None:
+def _difference(container: BdevContainer, found: Bdev) -> str | None:
     """What about the bdev is not as wanted."""
     if found.product_name != _product(container):
         return f"it is a {found.product_name}, not a {_product(container)}"

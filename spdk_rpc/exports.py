@@ -1,26 +1,30 @@
-"""How a target shows bdevs to hosts: what is wanted, and the calls that are missing (pure but for its front ends).
+"""How a target shows bdevs to hosts: what is wanted, and the calls that are missing (pure).
 
 One front end per way that hosts reach a target; NVMe/TCP is the first. An export starts with an empty list of hosts,
-and on a change hosts are taken away before anything is added: at no moment can a host reach what it must not.
+and on a change hosts are taken away before anything is added: at no moment can a host reach what it must not. A host
+counts as denied only when it is off the list and, looked at afterwards, none of its queue pairs is left (design: a
+lease does not prove that old I/O has ended).
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from spdk_rpc.call import Call
-from spdk_rpc.converge import Converger, read_subsystem
-from spdk_rpc.errors import RpcError
+from spdk_rpc.containers import address_family
+from spdk_rpc.converge import TargetError, converge, find_subsystem, read_subsystem
+from spdk_rpc.errors import RpcError, RpcFailure
 from spdk_rpc.methods import nvmf
 from spdk_rpc.methods.nvmf import Address, Namespace, Subsystem, Transport
+from spdk_rpc.steps import Pause, Steps, make
 
 CNTLID_MIN = 1
 CNTLID_MAX = 0xFFEF  # NVMe base specification 2.1, 3.1.2: FFF0h and up are reserved
-PORTS = range(61000, 65536)  # above what Linux gives to outgoing connections
-PORT_TRIES = 16
+POLL_MIN_NS = 20_000_000
+POLL_MAX_NS = 500_000_000
+FENCED = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +46,14 @@ class ExportNamespace:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A subsystem as hosts shall see it. Without ``allow_any_host`` only ``hosts`` (host NQNs) may connect."""
+    """A subsystem as hosts shall see it. Without ``allow_any_host`` only ``hosts`` (host NQNs) may connect.
+
+    ``hosts`` None: a new export lets nobody in, and the list of one that is there is left as it is.
+    """
 
     nqn: str
     namespaces: tuple[ExportNamespace, ...] = ()
-    hosts: frozenset[str] = frozenset()
+    hosts: frozenset[str] | None = frozenset()
     allow_any_host: bool = False
     serial_number: str | None = None
     model_number: str | None = None
@@ -74,7 +81,8 @@ def plan_export(export: Export, address: Address, found: Subsystem | None) -> Se
         found = _empty(export)
     calls.extend(_plan_hosts_away(export, found))
     calls.extend(_plan_namespaces(export, found))
-    calls.extend(nvmf.subsystem_add_host(export.nqn, host) for host in sorted(export.hosts - found.hosts))
+    new = (export.hosts or frozenset()) - found.hosts
+    calls.extend(nvmf.subsystem_add_host(export.nqn, host) for host in sorted(new))
     if export.allow_any_host and not found.allow_any_host:
         calls.append(nvmf.subsystem_allow_any_host(export.nqn, True))
     if address not in found.addresses:
@@ -102,6 +110,61 @@ def plan_deny(nqn: str, hostnqn: str, found: Subsystem | None) -> Sequence[Call[
     if hostnqn in found.hosts:
         calls.append(nvmf.subsystem_remove_host(nqn, hostnqn))
     return calls
+
+
+class NoExport(TargetError):
+    """There is no export of that name here."""
+
+
+def withdraw(nqn: str) -> Steps[None]:
+    """Takes an export away; its hosts are disconnected. Nothing happens if there is none."""
+    yield from converge(lambda: read_subsystem(nqn), lambda found: plan_withdraw(nqn, found))
+
+
+def allow_host(nqn: str, hostnqn: str) -> Steps[None]:
+    """Lets one more host connect. Raises NoExport if there is no such export."""
+
+    def plan(found: Subsystem | None) -> Sequence[Call[Any]]:
+        if found is None:
+            raise NoExport(f"no export {nqn}: it must exist before a host is allowed")
+        return plan_allow(nqn, hostnqn, found)
+
+    yield from converge(lambda: read_subsystem(nqn), plan)
+
+
+def deny_host(nqn: str, hostnqn: str, clock: Callable[[], int], patience_ns: int) -> Steps[str]:
+    """FENCED only when the host is not allowed any more and none of its queue pairs is left (read back).
+
+    Else what is in the way when the patience is over: the host is then *not fenced*.
+    """
+    deadline_ns = clock() + patience_ns
+    poll_ns = POLL_MIN_NS
+    while True:
+        problem = yield from _deny_round(nqn, hostnqn)
+        if problem == FENCED or clock() >= deadline_ns:
+            return problem
+        yield Pause(poll_ns)
+        poll_ns = min(2 * poll_ns, POLL_MAX_NS)
+
+
+def _deny_round(nqn: str, hostnqn: str) -> Steps[str]:
+    """One look, and what it takes; what is left of the host, or FENCED if this round saw nothing of it."""
+    try:
+        found = yield from read_subsystem(nqn)
+        if found is None:
+            return FENCED
+        calls = plan_deny(nqn, hostnqn, found)
+        for call in calls:
+            yield from make(call)
+        if calls:
+            return "the host was allowed"
+        pairs = yield from make(nvmf.subsystem_get_qpairs(nqn))
+    except RpcError as failure:
+        return f"the target refused: {failure}"
+    except RpcFailure as failure:
+        return f"the target did not answer: {failure}"
+    left = sum(pair.hostnqn == hostnqn for pair in pairs)
+    return f"{left} queue pairs of {hostnqn} are left" if left else FENCED
 
 
 def _create_subsystem(export: Export) -> Call[bool]:
@@ -135,7 +198,7 @@ def _empty(export: Export) -> Subsystem:
 def _plan_hosts_away(export: Export, found: Subsystem) -> Iterator[Call[Any]]:
     if found.allow_any_host and not export.allow_any_host:
         yield nvmf.subsystem_allow_any_host(export.nqn, False)
-    for host in sorted(found.hosts - export.hosts):
+    for host in sorted(frozenset() if export.hosts is None else found.hosts - export.hosts):
         yield nvmf.subsystem_remove_host(export.nqn, host)
 
 
@@ -161,63 +224,43 @@ def _hex(text: str) -> str:
 class FrontEnd(Protocol):
     """One way of hosts to a target."""
 
-    async def export(self, export: Export, target: Converger) -> Address:
-        """Makes the export what it shall be; returns where hosts find it."""
+    @property
+    def address(self) -> Address:
+        """Where hosts find the exports."""
+        ...
+
+    def prepare(self) -> Steps[None]:
+        """Makes the target able to export; once, before the first export."""
+        ...
+
+    def export(self, export: Export) -> Steps[None]:
+        """Makes the export what it shall be."""
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class NvmeTcpFrontEnd:
-    """All exports of a target on one address, and the discovery subsystem there too.
+    """All exports of a target on one address, and the discovery subsystem there too."""
 
-    With ``trsvcid`` 0 the port is the one where the target's subsystems already listen, else a free one.
-    """
+    traddr: str
+    trsvcid: int
 
-    def __init__(
-        self, traddr: str = "127.0.0.1", trsvcid: int = 0, adrfam: str = "IPv4", rng: random.Random | None = None
-    ) -> None:
-        self._traddr = traddr
-        self._adrfam = adrfam
-        self._rng = rng or random.Random()
-        self._address = self._at(trsvcid) if trsvcid else None
+    @property
+    def address(self) -> Address:
+        return Address("TCP", address_family(self.traddr), self.traddr, str(self.trsvcid))
 
-    async def export(self, export: Export, target: Converger) -> Address:
-        await target.converge(lambda client: client.run(nvmf.get_transports()), plan_tcp)
-        if self._address is None:
-            subsystems = await target.client.run(nvmf.get_subsystems())
-            self._address = find_address(subsystems, self._traddr)
-        if self._address is None:
-            self._address = await self._export_somewhere(export, target)
-        else:
-            await self._export_at(self._address, export, target)
-        await self._listen_for_discovery(self._address, target)
-        return self._address
+    def prepare(self) -> Steps[None]:
+        yield from converge(lambda: make(nvmf.get_transports()), plan_tcp)
 
-    def _at(self, port: int) -> Address:
-        return Address("TCP", self._adrfam, self._traddr, str(port))
+    def export(self, export: Export) -> Steps[None]:
+        yield from converge(lambda: make(nvmf.get_subsystems()), lambda found: self._plan(export, found))
 
-    async def _export_at(self, address: Address, export: Export, target: Converger) -> None:
-        await target.converge(
-            lambda client: read_subsystem(client, export.nqn), lambda found: plan_export(export, address, found)
-        )
-
-    async def _export_somewhere(self, export: Export, target: Converger) -> Address:
-        """Tries ports until one is free: the target says only that it could not listen."""
-        for port in self._rng.sample(PORTS, PORT_TRIES - 1):
-            try:
-                await self._export_at(self._at(port), export, target)
-            except RpcError as error:
-                if error.method != "nvmf_subsystem_add_listener":
-                    raise
-            else:
-                return self._at(port)
-        last = self._at(self._rng.choice(PORTS))
-        await self._export_at(last, export, target)
-        return last
-
-    async def _listen_for_discovery(self, address: Address, target: Converger) -> None:
-        await target.converge(
-            lambda client: read_subsystem(client, nvmf.DISCOVERY_NQN), lambda found: plan_discovery(address, found)
-        )
+    def _plan(self, export: Export, found: Sequence[Subsystem]) -> Sequence[Call[Any]]:
+        """The port is opened by the export's own listener: whoever finds it open finds the export."""
+        return [
+            *plan_export(export, self.address, find_subsystem(export.nqn, found)),
+            *plan_discovery(self.address, find_subsystem(nvmf.DISCOVERY_NQN, found)),
+        ]
 
 
 def plan_tcp(found: Sequence[Transport]) -> Sequence[Call[Any]]:
@@ -230,12 +273,3 @@ def plan_discovery(address: Address, found: Subsystem | None) -> Sequence[Call[A
     if found is None or address in found.addresses:
         return []
     return [nvmf.subsystem_add_listener(nvmf.DISCOVERY_NQN, address)]
-
-
-def find_address(subsystems: Sequence[Subsystem], traddr: str) -> Address | None:
-    """Where the subsystems of a running target listen on that address."""
-    for subsystem in subsystems:
-        for address in subsystem.addresses:
-            if address.trtype.upper() == "TCP" and address.traddr == traddr:
-                return address
-    return None

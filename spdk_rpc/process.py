@@ -11,12 +11,16 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 8 << 10
+LISTENER_S = 1.0
+CREDENTIALS = struct.Struct("iII")  # unix(7): struct ucred
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,33 @@ class TargetProcess:
         if result is None:
             return None
         return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
+def listener_of(rpc_socket: str | os.PathLike[str]) -> ProcessIdentity | None:
+    """The process that listens on a Unix socket, asked from the kernel (SO_PEERCRED); None if none does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(LISTENER_S)
+        try:
+            probe.connect(os.fspath(rpc_socket))
+            data = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        except OSError:
+            return None
+    pid = CREDENTIALS.unpack(data)[0]
+    start_time = read_start_time(pid)
+    return None if start_time is None else ProcessIdentity(pid, start_time)
+
+
+async def end_process(identity: ProcessIdentity, deadline_s: float) -> bool:
+    """SIGTERM, after ``deadline_s`` SIGKILL; True if there was such a process. It has ended now."""
+    try:
+        process = TargetProcess.adopt(identity)
+    except ProcessGone:
+        return False
+    try:
+        await process.stop(deadline_s)
+    finally:
+        process.close()
+    return True
 
 
 def read_log_tail(path: os.PathLike[str] | str | None) -> str:

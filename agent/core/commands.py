@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from agent.core import presentations, procedures
-from agent.core.calls import Listener
 from agent.core.procedures import answered
 from agent.core.work import Procedure
 from channel.events import RequestReceived
@@ -25,6 +24,7 @@ from channel.messages import (
     Withdraw,
 )
 from channel.values import MessageType
+from spdk_rpc.exports import FrontEnd
 
 RELAYED_DOWN: Final = frozenset(
     {
@@ -51,7 +51,7 @@ class Context:
 
     agent: str
     incarnation: int
-    listener: Listener
+    front_end: FrontEnd
     clock: Callable[[], int]
     deny_ns: int
 
@@ -81,7 +81,7 @@ def _mapper_command(request: RequestReceived, context: Context) -> Command | Non
     if isinstance(message, DeleteTable):
         return Command(("table", table), procedures.delete_table(table))
     if isinstance(message, Present):
-        return Command(("subsystem", message.subnqn), presentations.present(table, message, context.listener))
+        return Command(("subsystem", message.subnqn), presentations.present(table, message, context.front_end))
     if isinstance(message, Withdraw):
         return Command(("subsystem", message.subnqn), presentations.withdraw(message))
     return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from agent.core.calls import CallFailed, TargetCall
 from channel.events import NoticeReceived, RequestReceived, ResponseReceived
 from channel.messages import Message, Response, Welcome
 from channel.values import Header
 from mapping.status import Status
+from spdk_rpc.call import Call
 
 Received = RequestReceived | NoticeReceived | ResponseReceived
 
@@ -31,6 +32,13 @@ class TargetStarted:
 @dataclass(frozen=True, slots=True)
 class TargetExited:
     """The target's process is gone for certain, or could not be started."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSilent:
+    """The target's process lives, but has not answered JSON-RPC several times in a row."""
 
     reason: str
 
@@ -93,11 +101,14 @@ class NotRelayed:
 
 @dataclass(frozen=True, slots=True)
 class CallDone:
-    """The call of `CallTarget(token)` has ended; `failure` None means that `value` is its value."""
+    """What was asked for with this token has ended; `failure` None means that `value` is its value.
+
+    Failures: an RpcFailure of a call to the target, Unanswered by the data plane, an OSError of a file.
+    """
 
     token: int
     value: object = None
-    failure: CallFailed | None = None
+    failure: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,7 @@ Event = (
     Started
     | TargetStarted
     | TargetExited
+    | TargetSilent
     | DataPlaneUp
     | DataPlaneDown
     | SessionUp
@@ -165,8 +177,19 @@ class RelayDataPlane:
 
 @dataclass(frozen=True, slots=True)
 class CallTarget:
+    """CallDone(token) follows."""
+
     token: int
-    call: TargetCall
+    call: Call[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CreateFile:
+    """Sparse, unless it is there. CallDone(token) follows."""
+
+    token: int
+    path: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +265,7 @@ Effect = (
     | SendDataPlane
     | RelayDataPlane
     | CallTarget
+    | CreateFile
     | StartTarget
     | StopTarget
     | ConnectDataPlane

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
-from uuid import NAMESPACE_URL, uuid5
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from agent.config import ContainerConfig
-from agent.core import calls
-from agent.core.calls import BdevState, CallFailed, Listener, NamespaceState
-from agent.core.presentations import CONTAINER_MODEL, Export, export
-from agent.core.procedures import NQN_PREFIX, Part, call, converge
-from agent.core.work import Procedure
+from agent.core.procedures import NQN_PREFIX, Part
+from agent.core.work import EnsureFile, Procedure
+from spdk_rpc.containers import AioContainer, Container, MallocContainer, NullContainer, NvmePcieContainer, attach
+from spdk_rpc.converge import TargetError, read_bdev
+from spdk_rpc.errors import RpcFailure
+from spdk_rpc.exports import Export, ExportNamespace, FrontEnd
+from spdk_rpc.methods.bdev import Bdev
 
+CONTAINER_MODEL: Final = "segmap container"
 NSID: Final = 1
 SERIAL_LENGTH: Final = 20
 
@@ -29,7 +32,8 @@ class Exported:
     subnqn: str
     nsid: int
     uuid: bytes
-    bdev: BdevState
+    block_size: int
+    block_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,57 +59,60 @@ def bdev_uuid(agent: str, container: ContainerConfig) -> bytes:
     return uuid5(NAMESPACE_URL, container_nqn(agent, container) + ":bdev").bytes
 
 
-def build(agent: str, containers: tuple[ContainerConfig, ...], listener: Listener) -> Procedure:
+def build(agent: str, wanted: tuple[ContainerConfig, ...], front_end: FrontEnd) -> Procedure:
     """-> Built. Without a transport nothing is exported, and everything has failed."""
     exported: list[Exported] = []
     failed: dict[str, str] = {}
     try:
-        yield calls.EnsureTransport()
-    except CallFailed as failure:
+        yield from front_end.prepare()
+    except (RpcFailure, TargetError) as failure:
         return Built((), {"(transport)": str(failure)})
-    for container in containers:
+    for container in wanted:
         try:
-            exported.append((yield from _build(agent, container, listener)))
-        except CallFailed as failure:
+            exported.append((yield from _build(agent, container, front_end)))
+        except (RpcFailure, TargetError) as failure:
             failed[container.name] = str(failure)
+        except OSError as failure:
+            failed[container.name] = f"{container.path}: {failure.strerror or failure}"
     return Built(tuple(exported), failed)
 
 
-def _build(agent: str, container: ContainerConfig, listener: Listener) -> Part:
-    uuid = container_uuid(agent, container)
-    bdev: BdevState = yield from _bdev(container, bdev_uuid(agent, container))
+def _build(agent: str, container: ContainerConfig, front_end: FrontEnd) -> Part:
+    uuid = UUID(bytes=container_uuid(agent, container))
+    bdev: Bdev = yield from _bdev(container, str(UUID(bytes=bdev_uuid(agent, container))))
     nqn = container_nqn(agent, container)
     wanted = Export(
         nqn=nqn,
-        serial=uuid.hex()[:SERIAL_LENGTH],
-        model=CONTAINER_MODEL,
-        namespace=NamespaceState(NSID, bdev.name),
-        listener=listener,
-        nguid=uuid,
-        uuid=uuid,
+        namespaces=(ExportNamespace(NSID, bdev.name, str(uuid), uuid.hex),),
+        hosts=None,
+        serial_number=uuid.hex[:SERIAL_LENGTH],
+        model_number=CONTAINER_MODEL,
     )
-    yield from export(wanted)
-    return Exported(container.name, nqn, NSID, uuid, bdev)
+    yield from front_end.export(wanted)
+    return Exported(container.name, nqn, NSID, uuid.bytes, bdev.block_size, bdev.num_blocks)
 
 
-def _bdev(container: ContainerConfig, uuid: bytes) -> Part:
+def _bdev(container: ContainerConfig, uuid: str) -> Part:
     """The container's bdev, created unless it is there."""
     name = container.name
     if container.kind == "bdev":
         name = container.bdev
     elif container.kind == "nvme":
         name = f"{container.name}n{container.nsid}"
+        yield from attach(NvmePcieContainer(container.name, container.traddr))
+    else:
+        if container.kind == "aio" and container.size_bytes:
+            yield EnsureFile(str(container.path), container.size_bytes)
+        yield from attach(_created(container, uuid))
+    found = yield from read_bdev(name)
+    if found is None:
+        raise TargetError(f"the target has no bdev {name}")
+    return found
 
-    def act(_: BdevState | None) -> Part:
-        if container.kind == "nvme":
-            yield calls.AttachLocal(container.name, container.traddr)
-        elif container.kind == "bdev":
-            raise calls.CallRefused(-19, f"the target has no bdev {name}")
-        else:
-            if container.kind == "aio":
-                yield calls.EnsureFile(str(container.path), container.size_bytes)
-            yield calls.CreateBdev(
-                container.kind, name, str(container.path or ""), container.size_bytes, container.block_size, uuid
-            )
 
-    return (yield from converge(lambda: call(calls.FindBdev(name)), lambda seen: seen is not None, act))
+def _created(container: ContainerConfig, uuid: str) -> Container:
+    num_blocks = container.size_bytes // container.block_size
+    if container.kind == "aio":
+        return AioContainer(container.name, str(container.path), container.block_size, uuid)
+    kind = MallocContainer if container.kind == "malloc" else NullContainer
+    return kind(container.name, container.block_size, num_blocks, uuid)

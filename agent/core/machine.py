@@ -18,13 +18,13 @@ from typing import Any, Final
 
 from agent.config import AgentConfig
 from agent.core import effects as e
-from agent.core.calls import CallFailed, CallUnknown, ListControllers, Listener
 from agent.core.commands import RELAYED_DOWN, RELAYED_UP, Context, exporter_command, mapper_command
 from agent.core.effects import Effect, Event
 from agent.core.exports import Built, build
+from agent.core.procedures import usable_controllers
 from agent.core.supply import SECOND_NS, Supply
 from agent.core.watch import Watch
-from agent.core.work import Ask, Procedure, Work
+from agent.core.work import Ask, Procedure, Unanswered, Work
 from channel.events import NoticeReceived, RequestReceived, ResponseReceived
 from channel.messages import (
     Admit,
@@ -41,6 +41,8 @@ from channel.messages import (
 )
 from channel.values import VERSION, EventKind, Header, MessageType, Roles, TableSequence
 from mapping.status import Status
+from spdk_rpc.errors import RpcFailure
+from spdk_rpc.exports import FrontEnd
 
 SOFTWARE: Final = "segmap"
 REBUILD_NS: Final = 5 * SECOND_NS
@@ -62,12 +64,12 @@ class Phase(Enum):
 
 
 class Agent:
-    """The machine. `listener`: where this agent's target listens for hosts; `machine`: what HELLO says of the host."""
+    """The machine. `front_end`: how hosts reach this agent's target; `machine`: what HELLO says of the host."""
 
-    def __init__(self, config: AgentConfig, listener: Listener, machine: bytes = bytes(16)) -> None:
+    def __init__(self, config: AgentConfig, front_end: FrontEnd, machine: bytes = bytes(16)) -> None:
         self.config = config
         self.machine = machine
-        self.listener = listener
+        self.front_end = front_end
         self.supply = Supply()
         self.work = Work(lambda: self.standing)
         self.built: Built | None = None
@@ -97,6 +99,7 @@ class Agent:
             e.Started: self._started,
             e.TargetStarted: self._target_started,
             e.TargetExited: self._target_exited,
+            e.TargetSilent: self._target_silent,
             e.DataPlaneUp: self._data_plane_up,
             e.DataPlaneDown: self._data_plane_down,
             e.SessionUp: self._session_up,
@@ -140,7 +143,7 @@ class Agent:
         return [*effects, *self._build()]
 
     def _build(self) -> list[Effect]:
-        procedure = build(self.config.name, self.config.containers, self.listener)
+        procedure = build(self.config.name, self.config.containers, self.front_end)
         return self.work.submit(("exports",), 0, procedure, self._have_built, self._now)
 
     def _have_built(self, built: Built) -> list[Effect]:
@@ -164,6 +167,13 @@ class Agent:
         self.built, self._plane_up, self._rebuild_at = None, False, None
         self._watch.reset()
         return [*effects, *self._hang_up("the target is gone"), *self.supply.exited(event.reason, self._now)]
+
+    def _target_silent(self, event: e.TargetSilent) -> list[Effect]:
+        """A target that cannot be commanded cannot be fenced by, either: it is replaced like a dead one."""
+        if not self.supply.running:
+            return []
+        self._restarted = reason = f"the target does not answer: {event.reason}"
+        return [*self._hang_up(reason), *self.supply.restart(reason)]
 
     # --- the data plane ----------------------------------------------------------------------------------------------
 
@@ -248,7 +258,7 @@ class Agent:
     def _learn(self) -> Procedure:
         try:
             received = yield Ask(TableStatus())
-        except CallUnknown as failure:
+        except Unanswered as failure:
             return self._fail_session(f"the data plane does not say where it stands: {failure}")
         message = received.message
         if not isinstance(message, TablesRead) or message.status != Status.OK:
@@ -282,7 +292,7 @@ class Agent:
         message = Admit(welcome.cluster, welcome.lease_duration_ns, welcome.park_limit_ns, welcome.io_deadline_ns)
         try:
             received = yield Ask(message)
-        except CallUnknown as failure:
+        except Unanswered as failure:
             return self._fail_session(f"the data plane does not answer ADMIT: {failure}")
         response = received.message
         if response.status == Status.STALE_INCARNATION:
@@ -309,13 +319,13 @@ class Agent:
 
     def _tell_exports(self) -> list[Effect]:
         assert self.built is not None
-        listener, exported = self.listener, self.built.exported
-        address = (listener.traddr, listener.trsvcid, listener.trtype)
+        at, exported = self.front_end.address, self.built.exported
+        address = (at.traddr, at.trsvcid, at.trtype)
         messages = [
             Export(
                 one.nsid,
-                one.bdev.block_size,
-                one.bdev.block_count,
+                one.block_size,
+                one.block_count,
                 one.uuid,
                 one is exported[-1],
                 one.name,
@@ -353,7 +363,7 @@ class Agent:
         context = Context(
             self.config.name,
             self.standing.incarnation,
-            self.listener,
+            self.front_end,
             lambda: self._now,
             int(self.config.deny_deadline_s * SECOND_NS),
         )
@@ -436,8 +446,8 @@ class Agent:
 
     def _look_at_containers(self) -> Procedure:
         try:
-            usable: dict[str, bool] = yield ListControllers()
-        except CallFailed:
+            usable: dict[str, bool] = yield from usable_controllers()
+        except RpcFailure:
             self._watch.looked(self._now)
             return []
         return [

@@ -1,16 +1,16 @@
-"""Commands about containers and tables, step by step. Each looks first, acts, and looks again after an unknown outcome.
+"""Commands about containers and tables: what is done at the target, what at its data plane, and in which order.
 
-So each may be begun again by a later controller session, whatever an earlier one left half done.
+What is done at the target converges (spdk_rpc.converge). So each command may be begun again by a later controller
+session, whatever an earlier one left half done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, Final
+from uuid import UUID
 
-from agent.core import calls
-from agent.core.calls import CallFailed, CallRefused, CallUnknown, ControllerPath
-from agent.core.work import Ask, Procedure, Step
+from agent.core.work import Ask, Procedure, Step, Unanswered
 from channel.messages import (
     AttachContainer,
     Attached,
@@ -24,12 +24,20 @@ from channel.messages import (
     response_to,
     short,
 )
-from channel.values import MessageType
+from channel.values import MessageType, TableFlags
 from mapping.status import Status
+from spdk_rpc import containers, disks
+from spdk_rpc.containers import NvmeTcpContainer
+from spdk_rpc.converge import TargetConflict, TargetError
+from spdk_rpc.errors import RpcError, RpcFailure
+from spdk_rpc.methods import bdev_nvme
+from spdk_rpc.methods.bdev_nvme import Reconnection
+from spdk_rpc.methods.bdev_segmap import SegmapBdev
+from spdk_rpc.steps import make
 
 ATTEMPTS_MAX: Final = 4
-READ_ONLY: Final = 1
-RECLAIM: Final = 2
+RECONNECTION: Final = Reconnection(ctrlr_loss_timeout_sec=-1, reconnect_delay_sec=1, fast_io_fail_timeout_sec=10)
+USABLE_STATES: Final = frozenset({"enabled"})
 NQN_PREFIX: Final = "nqn.2026-11.io.segmap"
 
 Part = Generator[Step, Any, Any]
@@ -51,50 +59,13 @@ def table_name(table: int) -> str:
 
 
 def answered(kind: MessageType, procedure: Procedure) -> Procedure:
-    """The procedure's response; a call that failed beyond its means becomes a failed response."""
+    """The procedure's response; a failure beyond its means becomes a failed response."""
     try:
         return (yield from procedure)
-    except CallUnknown as failure:
-        return response_to(kind, Status.TIMEOUT, short(f"the target did not answer: {failure}"))
-    except CallRefused as failure:
+    except (RpcError, TargetConflict) as failure:
         return response_to(kind, Status.IO_ERROR, short(f"the target refused: {failure}"))
-
-
-def converge(look: Callable[[], Part], reached: Callable[[Any], bool], act: Callable[[Any], Part]) -> Part:
-    """Look, and act until it is as wanted; -> what was seen. A refusal after an unknown outcome is looked at again."""
-    seen = yield from look()
-    last: CallFailed | None = None
-    for _ in range(ATTEMPTS_MAX):
-        if reached(seen):
-            return seen
-        before = last
-        try:
-            last = None
-            yield from act(seen)
-        except CallUnknown as failure:
-            last = failure
-        except CallRefused as failure:
-            if before is None:
-                raise
-            last = failure
-        seen = yield from _look_again(look)
-    if reached(seen):
-        return seen
-    raise last or CallUnknown("the target's state did not become what was asked for")
-
-
-def _look_again(look: Callable[[], Part]) -> Part:
-    for _ in range(ATTEMPTS_MAX - 1):
-        try:
-            return (yield from look())
-        except CallUnknown:
-            continue
-    return (yield from look())
-
-
-def call(what: calls.TargetCall) -> Part:
-    """One call, as a part of a procedure."""
-    return (yield what)
+    except (RpcFailure, TargetError, Unanswered) as failure:
+        return response_to(kind, Status.TIMEOUT, short(f"the target did not answer: {failure}"))
 
 
 # --- containers ------------------------------------------------------------------------------------------------------
@@ -102,22 +73,37 @@ def call(what: calls.TargetCall) -> Part:
 
 def attach(message: AttachContainer, agent: str, incarnation: int) -> Procedure:
     """Connect to the container, and let the data plane open it and verify its label."""
-    name = controller_name(message.slot)
-    path = ControllerPath(message.trtype, message.traddr, message.trsvcid, message.subnqn, host_nqn(agent, incarnation))
-
-    def act(seen: ControllerPath | None) -> Part:
-        if seen is not None:
-            yield from _unbind(message.slot)
-            yield calls.DetachController(name)
-        yield calls.AttachController(name, path)
-
-    yield from converge(lambda: call(calls.FindController(name)), lambda seen: seen == path, act)
-    attached = (yield Ask(_bind(message, f"{name}n{message.nsid}"))).message
+    container = NvmeTcpContainer(
+        controller_name(message.slot),
+        message.traddr,
+        message.trsvcid,
+        message.subnqn,
+        host_nqn(agent, incarnation),
+        reconnection=RECONNECTION,
+    )
+    if message.trtype.upper() != "TCP":
+        return Attached(Status.UNSUPPORTED, short(f"transport {message.trtype!r}: only TCP is known"))
+    yield from _close_elsewhere(container, message.slot)
+    yield from containers.attach(container)
+    attached = (yield Ask(_bind(message, f"{container.name}n{message.nsid}"))).message
     if attached.status != Status.OK:
         yield from _let_go(message.slot)
     return Attached(
         attached.status, attached.detail, attached.segment_count, attached.block_size, attached.volatile_cache
     )
+
+
+def _close_elsewhere(container: NvmeTcpContainer, slot: int) -> Part:
+    """A connection of the slot that leads elsewhere, or is an older incarnation's, is replaced: the bdev goes first."""
+    for seen in (yield from make(bdev_nvme.get_controllers())):
+        if seen.name == container.name and not any(container.is_at(path) for path in seen.paths):
+            yield from _unbind(slot)
+
+
+def usable_controllers() -> Part:
+    """-> dict[str, bool]: name of each attached NVMe controller, and whether it is connected now."""
+    found = yield from make(bdev_nvme.get_controllers())
+    return {one.name: any(path.state in USABLE_STATES for path in one.paths) for one in found}
 
 
 def _bind(message: AttachContainer, bdev: str) -> BindSlot:
@@ -143,8 +129,8 @@ def _let_go(slot: int) -> Part:
     """After a refused label: do not stay connected to what is not ours. Best effort; a later attach looks again."""
     try:
         if (yield from _unbind(slot)) == Status.OK:
-            yield calls.DetachController(controller_name(slot))
-    except CallFailed:
+            yield from containers.detach_controller(controller_name(slot))
+    except (RpcFailure, TargetError, Unanswered):
         return
 
 
@@ -153,12 +139,7 @@ def detach(message: DetachContainer) -> Procedure:
     status = yield from _unbind(message.slot)
     if status != Status.OK:
         return Done(status, f"slot {message.slot}: the data plane still uses it")
-    name = controller_name(message.slot)
-    yield from converge(
-        lambda: call(calls.FindController(name)),
-        lambda seen: seen is None,
-        lambda seen: call(calls.DetachController(name)),
-    )
+    yield from containers.detach_controller(controller_name(message.slot))
     return Done()
 
 
@@ -167,22 +148,19 @@ def detach(message: DetachContainer) -> Procedure:
 
 def create_table(table: int, message: CreateTable) -> Procedure:
     """A new table, every entry invalid [0034]. EXISTS if there is one already: its entries would not be new."""
-    name = table_name(table)
-    seen: dict[int, str] = yield calls.ListTables()
-    if table in seen:
+    if disks.table_of(table, (yield from disks.read_disks())) is not None:
         return Done(Status.EXISTS, f"table {table:#x} is here already")
-    wanted = calls.CreateTable(
+    disk = SegmapBdev(
+        name=table_name(table),
+        uuid=str(UUID(bytes=message.vdisk)),
         table=table,
-        name=name,
-        uuid=message.vdisk,
-        nguid=message.nguid,
         segment_count=message.segment_count,
         segment_size=message.segment_size,
         block_size=message.block_size,
-        read_only=bool(message.table_flags & READ_ONLY),
-        reclaim=bool(message.table_flags & RECLAIM),
+        read_only=bool(message.table_flags & TableFlags.READ_ONLY),
+        reclaim=bool(message.table_flags & TableFlags.RECLAIM),
     )
-    yield from converge(lambda: call(calls.ListTables()), lambda found: table in found, lambda _: call(wanted))
+    yield from disks.create(disk)
     status, detail = yield from _list_slots(table, list(message.slots))
     if status != Status.OK:
         yield from delete_table(table)
@@ -202,11 +180,7 @@ def _list_slots(table: int, slots: list[int]) -> Part:
 
 def delete_table(table: int) -> Procedure:
     """Afterwards there is no such table; that it was not there is fine."""
-
-    def act(seen: dict[int, str]) -> Part:
-        yield calls.DeleteTable(seen[table])
-
-    yield from converge(lambda: call(calls.ListTables()), lambda seen: table not in seen, act)
+    yield from disks.delete_table(table)
     left = (yield Ask(TableStatus())).message
     if left.status != Status.OK or any(known == table for known, _ in left.tables):
         return Done(Status.BUSY, f"table {table:#x}: its I/O has not ended")

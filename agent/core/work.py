@@ -1,9 +1,10 @@
 """Commands that take several steps: concurrent across objects, in order for each object, bounded.
 
-A procedure is a generator: it yields a step, and gets the step's value, or the exception with which it ended. Steps of
-one object (a container slot, a table, a subsystem) never overlap. A procedure of an ended controller session is closed
-at its next step, and only then the next one of the same object begins: what is in flight at the target is never
-overtaken. When the target has died everything is dropped, and late results are ignored.
+A procedure is a generator: it yields a step, and gets the step's value, or the exception with which it ended.
+Operations on the target (spdk_rpc.steps) are procedures of calls and pauses, and parts of longer ones. Steps of one
+object (a container slot, a table, a subsystem) never overlap. A procedure of an ended controller session is closed at
+its next step, and only then the next one of the same object begins: what is in flight at the target is never overtaken.
+When the target has died everything is dropped, and late results are ignored.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agent.core.calls import CallFailed, CallUnknown, TargetCall
-from agent.core.effects import CallTarget, Effect, SendDataPlane
+from agent.core.effects import CallTarget, CreateFile, Effect, SendDataPlane
 from channel.messages import Message
 from channel.values import Header
+from spdk_rpc.call import Call
+from spdk_rpc.steps import Pause
 
 JOBS_MAX: Final = 4096
 OWN_JOBS_MAX: Final = 16
@@ -30,14 +32,19 @@ class Ask:
     table: int = 0
 
 
+class Unanswered(Exception):
+    """The data plane has not answered a request of ours: nobody knows whether it was carried out."""
+
+
 @dataclass(frozen=True, slots=True)
-class Pause:
-    """A step: wait."""
+class EnsureFile:
+    """A step: a missing file is created sparse, an existing one is left as it is. Fails with an OSError."""
 
-    delay_ns: int
+    path: str
+    size_bytes: int
 
 
-Step = TargetCall | Ask | Pause
+Step = Call[Any] | Ask | EnsureFile | Pause
 Procedure = Generator[Step, Any, Any]
 Finish = Callable[[Any], list[Effect]]
 
@@ -82,7 +89,7 @@ class Work:
         self._count += 1
         return self._advance(job, None, None, now_ns) if lane[0] is job else []
 
-    def resolve(self, token: int, value: Any, failure: CallFailed | None, now_ns: int) -> list[Effect]:
+    def resolve(self, token: int, value: Any, failure: Exception | None, now_ns: int) -> list[Effect]:
         """The step with this token has ended. A token of a dropped job is ignored."""
         job = self._waiting.pop(token, None)
         self._asked.discard(token)
@@ -92,7 +99,7 @@ class Work:
         """Our requests to the data plane will not be answered any more."""
         effects: list[Effect] = []
         for token in sorted(self._asked):
-            effects += self.resolve(token, None, CallUnknown(reason), now_ns)
+            effects += self.resolve(token, None, Unanswered(reason), now_ns)
         return effects
 
     def tick(self, now_ns: int) -> list[Effect]:
@@ -126,7 +133,7 @@ class Work:
         self._asked.clear()
         self._count = 0
 
-    def _advance(self, job: Job, value: Any, failure: CallFailed | None, now_ns: int) -> list[Effect]:
+    def _advance(self, job: Job, value: Any, failure: Exception | None, now_ns: int) -> list[Effect]:
         """Go on with `job`; when it has ended, with the next one of its object, and so on."""
         effects: list[Effect] = []
         following: Job | None = job
@@ -138,7 +145,7 @@ class Work:
             value = failure = None
         return effects
 
-    def _run(self, job: Job, value: Any, failure: CallFailed | None, now_ns: int) -> tuple[bool, list[Effect]]:
+    def _run(self, job: Job, value: Any, failure: Exception | None, now_ns: int) -> tuple[bool, list[Effect]]:
         """To the procedure's next step, or to its end."""
         if job.orphan:
             job.procedure.close()
@@ -159,6 +166,8 @@ class Work:
         if isinstance(step, Ask):
             self._asked.add(self._tokens)
             return [SendDataPlane(step.message, self._standing()._replace(table=step.table), self._tokens)]
+        if isinstance(step, EnsureFile):
+            return [CreateFile(self._tokens, step.path, step.size_bytes)]
         return [CallTarget(self._tokens, step)]
 
     def _next(self, ended: Job) -> Job | None:

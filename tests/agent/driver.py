@@ -8,7 +8,6 @@ from typing import Any
 from agent.config import AgentConfig, ContainerConfig
 from agent.core import Agent, Phase
 from agent.core import effects as e
-from agent.core.calls import Listener
 from channel.events import NoticeReceived, RequestReceived, ResponseReceived
 from channel.messages import (
     ROW_OF,
@@ -26,12 +25,14 @@ from channel.messages import (
 )
 from channel.values import Header, MessageType
 from mapping.status import Status
-from tests.agent.pretend_target import PretendTarget
+from spdk_rpc.exports import NvmeTcpFrontEnd
+from tests.spdk_rpc.pretend_target import PretendTarget
 
 SECOND = 1_000_000_000
 INSTANCE = b"i" * 16
 CLUSTER = b"c" * 16
-LISTENER = Listener("TCP", "127.0.0.1", "61234")
+FRONT_END = NvmeTcpFrontEnd("127.0.0.1", 61234)
+LISTENER = FRONT_END.address
 MACHINE = b"the machine, up."
 
 
@@ -46,13 +47,14 @@ class Driver:
     """`plane_answers` False: requests of ours to the data plane stay in `asked` until a test answers them."""
 
     def __init__(self, settings: AgentConfig | None = None) -> None:
-        self.core = Agent(settings or config("mapper"), LISTENER, MACHINE)
+        self.core = Agent(settings or config("mapper"), FRONT_END, MACHINE)
         self.target = PretendTarget()
         self.now = 1_000 * SECOND
         self.effects: list[e.Effect] = []
         self.held: list[e.CallTarget] = []
         self.asked: list[e.SendDataPlane] = []
         self.hold_calls = False
+        self.disk_full = False
         self.plane_answers = True
         self.plane_header = Header(0, 0, 1)
         self.plane_tables: list[tuple[int, int]] = []
@@ -72,6 +74,8 @@ class Driver:
                         self.held.append(effect)
                     else:
                         pending.append(self.done(effect))
+                elif isinstance(effect, e.CreateFile):
+                    pending.append(self.file_done(effect))
                 elif isinstance(effect, e.SendDataPlane):
                     if self.plane_answers:
                         pending.append(self.plane_answer(effect))
@@ -81,8 +85,14 @@ class Driver:
         return made
 
     def done(self, effect: e.CallTarget) -> e.CallDone:
-        value, failure = self.target.perform(effect.call)
+        value, failure = self.target.done(effect.call)
         return e.CallDone(effect.token, value, failure)
+
+    def file_done(self, effect: e.CreateFile) -> e.CallDone:
+        if self.disk_full:
+            return e.CallDone(effect.token, None, OSError(28, "No space left on device"))
+        self.target.files.setdefault(effect.path, effect.size_bytes)
+        return e.CallDone(effect.token)
 
     def finish_calls(self) -> list[e.Effect]:
         """Answer what was held, and what follows from it."""

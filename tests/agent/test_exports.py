@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 from agent.config import ContainerConfig
 from agent.core import effects as e
-from agent.core.calls import AddHost, AddListener, BdevState, CallRefused, CreateSubsystem, EnsureTransport, Listener
 from channel.messages import Export, LeaseGrant
+from spdk_rpc.errors import RpcError
+from spdk_rpc.methods.bdev import Bdev
+from spdk_rpc.methods.nvmf import Address
 from tests.agent.driver import LISTENER, Driver, config, notice, of, sent
 
 MIB = 1 << 20
@@ -29,8 +32,8 @@ def test_each_container_gets_a_subsystem_that_lets_nobody_in() -> None:
     assert driver.target.files == {"/images/disk0": 64 * MIB}
     for name in ("disk0", "ram0"):
         seen = driver.target.subsystems[NQN + name]
-        assert (seen.allow_any_host, seen.hosts, seen.listeners) == (False, frozenset(), (LISTENER,))
-        assert [one.bdev for one in seen.namespaces] == [name]
+        assert (seen.allow_any_host, seen.hosts, seen.addresses) == (False, frozenset(), (LISTENER,))
+        assert [one.bdev_name for one in seen.namespaces] == [name]
 
 
 def test_exports_are_told_on_each_session() -> None:
@@ -54,20 +57,21 @@ def test_a_container_keeps_its_uuid_over_restarts() -> None:
         driver.step(e.SessionUp())
         (told,) = sent(Export, driver.welcome())
         uuids.append((driver.target.bdevs["ram0"].uuid, told.uuid))
-    assert uuids[0] == uuids[1] and any(uuids[0][0])
-    assert uuids[0][0] != uuids[0][1], "a two-role agent attaches the namespace beside the exported bdev"
+    assert uuids[0] == uuids[1] and uuids[0][0]
+    bdev, namespace = uuids[0]
+    assert bdev != str(UUID(bytes=namespace)), "a two-role agent attaches the namespace beside the exported bdev"
 
 
 def test_an_adopted_target_keeps_its_allow_lists() -> None:
     driver = exporter(MEMORY)
     driver.start()
     seen = driver.target.subsystems[NQN + "ram0"]
-    driver.target.perform(AddHost(NQN + "ram0", "nqn.agent"))
+    driver.target.nvmf_subsystem_add_host(NQN + "ram0", "nqn.agent")
     driver.step(e.TargetExited("the daemon was restarted, say"))
     driver.advance(1)
     driver.step(e.TargetStarted(b"t" * 16, True))
     now = driver.target.subsystems[NQN + "ram0"]
-    assert now.hosts == {"nqn.agent"} and now.serial == seen.serial
+    assert now.hosts == {"nqn.agent"} and now.serial_number == seen.serial_number
 
 
 def test_a_dead_targets_exports_are_built_again_with_empty_lists() -> None:
@@ -95,11 +99,11 @@ def test_one_bad_container_does_not_stop_the_others_and_is_tried_again() -> None
 
 def test_bdevs_that_the_target_has_already() -> None:
     driver = exporter(OTHERS, LOCAL)
-    driver.target.bdevs["md"] = BdevState("md", 512, 4096, b"m" * 16)
+    driver.target.bdevs["md"] = Bdev("md", (), "Raid Volume", 512, 4096, "", False, frozenset())
     made = driver.start()
     assert not of(e.Alarm, made)
-    assert [one.bdev for one in driver.target.subsystems[NQN + "raid0"].namespaces] == ["md"]
-    assert [one.bdev for one in driver.target.subsystems[NQN + "nv0"].namespaces] == ["nv0n1"]
+    assert [one.bdev_name for one in driver.target.subsystems[NQN + "raid0"].namespaces] == ["md"]
+    assert [one.bdev_name for one in driver.target.subsystems[NQN + "nv0"].namespaces] == ["nv0n1"]
 
 
 def test_a_bdev_that_is_not_there() -> None:
@@ -110,7 +114,7 @@ def test_a_bdev_that_is_not_there() -> None:
 
 def test_a_target_that_cannot_listen_exports_nothing() -> None:
     driver = exporter(MEMORY)
-    driver.target.fault(EnsureTransport, CallRefused(-32603, "no"))
+    driver.target.fault("nvmf_create_transport", RpcError("nvmf_create_transport", -32603, "no"))
     (alarm,) = of(e.Alarm, driver.start())
     assert "(transport)" in alarm.text
     assert not of(e.Alarm, driver.advance(6)) and NQN + "ram0" in driver.target.subsystems
@@ -118,7 +122,31 @@ def test_a_target_that_cannot_listen_exports_nothing() -> None:
 
 def test_calls_of_unknown_outcome_are_read_back() -> None:
     driver = exporter(MEMORY)
-    driver.target.fault(CreateSubsystem, "late")
-    driver.target.fault(AddListener, "lost")
+    driver.target.fault("nvmf_create_subsystem", "late")
+    driver.target.fault("nvmf_subsystem_add_listener", "lost")
     assert not of(e.Alarm, driver.start())
-    assert driver.target.subsystems[NQN + "ram0"].listeners == (Listener("TCP", "127.0.0.1", "61234"),)
+    assert driver.target.subsystems[NQN + "ram0"].addresses == (Address("TCP", "IPv4", "127.0.0.1", "61234"),)
+
+
+def test_a_full_disk_keeps_a_container_from_being_exported() -> None:
+    driver = exporter(FILE, MEMORY)
+    driver.disk_full = True
+    (alarm,) = of(e.Alarm, driver.start())
+    assert "disk0" in alarm.text and "/images/disk0: No space left on device" in alarm.text
+    assert set(driver.target.subsystems) == {NQN + "ram0"}
+
+
+def test_another_bdev_under_a_containers_name_is_not_exported() -> None:
+    """A target that was adopted, with another configuration than it was started with."""
+    driver = exporter(MEMORY)
+    driver.target.bdevs["ram0"] = Bdev("ram0", (), "Malloc disk", 512, 4096, "", False, frozenset())
+    (alarm,) = of(e.Alarm, driver.start())
+    assert "block_size is 512, not 4096" in alarm.text
+    assert not driver.target.subsystems
+
+
+def test_flushes_reach_a_local_nvme_container() -> None:
+    driver = exporter(LOCAL)
+    driver.target.flush = False
+    driver.start()
+    assert driver.target.flush is True

@@ -217,6 +217,30 @@ def test_a_fenced_data_plane_is_replaced(runtime_dir: Path) -> None:
     run(work())
 
 
+def test_a_target_that_hangs_but_lives_is_replaced(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts connections (the kernel does) and never answers: nothing could be denied there any more."""
+    monkeypatch.setattr("spdk_rpc.target.PROBE_S", 0.05)
+    monkeypatch.setattr("agent.target_process.STOP_S", 0.2)
+
+    async def work() -> None:
+        async with (
+            place(runtime_dir) as here,
+            here.agent(here.config("exporter", containers=(MEMORY,), rpc_timeout_s=0.5)) as shell,
+        ):
+            first = await here.controller.session()
+            await first.hear(Export)
+            pid = shell.target_pid
+            os.kill(pid, signal.SIGSTOP)
+            denied = asyncio.create_task(first.order(DenyHost("nqn.x", "nqn.y")))
+            second = await here.controller.session()
+            assert (await second.hear(AgentEvent)).message.kind is EventKind.TARGET_RESTARTED
+            assert not alive(pid) and shell.target_pid != pid
+            denied.cancel()
+            assert (await second.order(DenyHost("nqn.x", "nqn.y"))).status == Status.OK
+
+    run(work())
+
+
 def test_a_target_that_cannot_start_makes_the_daemon_give_up(
     runtime_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agent.core import Phase
@@ -10,6 +12,7 @@ from agent.core.supply import BACKOFF_MAX_NS, FAILURES_MAX, STABLE_NS, Life
 from channel.messages import Admit, AgentEvent, Epoch, Export, Hello, LeaseGrant, LeaseRenew, TableStatus
 from channel.values import EventKind, Header, Roles, TableSequence
 from mapping.status import Status
+from spdk_rpc.methods.bdev_nvme import Path
 from tests.agent.driver import CLUSTER, INSTANCE, MACHINE, SECOND, Driver, config, notice, of, sent
 
 
@@ -26,7 +29,7 @@ def test_everything_begins_with_the_target() -> None:
     driver = Driver()
     assert driver.step(e.Started()) == [e.StartTarget()]
     made = driver.step(e.TargetStarted(b"t" * 16, False))
-    assert e.ConnectDataPlane(0) in made and driver.target.transport
+    assert e.ConnectDataPlane(0) in made and driver.target.transports == ["TCP"]
     assert not of(e.ConnectController, made), "there is nothing to tell a controller before the data plane is up"
     assert driver.plane_up() == [e.Ready(), e.ConnectController(0)]
 
@@ -200,14 +203,46 @@ def test_a_dead_target_ends_the_session_and_comes_back_with_a_new_instance() -> 
     assert of(e.CloseController, made) and of(e.CloseDataPlane, made) and of(e.Alarm, made)
     made = driver.advance(0.2)
     assert of(e.StartTarget, made)
-    driver.target.transport = False
+    driver.target.transports.clear()
     driver.step(e.TargetStarted(b"u" * 16, False))
-    assert driver.target.transport, "the new target is built up like the first"
+    assert driver.target.transports, "the new target is built up like the first"
     driver.plane_up(b"j" * 16)
     made = driver.step(e.SessionUp())
     assert sent(Hello, made)[0].instance == b"j" * 16
     told = sent(AgentEvent, driver.welcome())
     assert [event.kind for event in told] == [EventKind.TARGET_RESTARTED]
+
+
+def test_a_silent_target_is_replaced_and_the_controller_is_told() -> None:
+    driver = Driver().open()
+    made = driver.step(e.TargetSilent("no answer in time"))
+    assert of(e.CloseController, made) and of(e.Alarm, made) and of(e.StopTarget, made)
+    made = driver.step(e.TargetExited("killed"))
+    assert of(e.StartTarget, made), "at once"
+    driver.step(e.TargetStarted(b"u" * 16, False))
+    driver.plane_up(b"j" * 16)
+    driver.step(e.SessionUp())
+    (told,) = sent(AgentEvent, driver.welcome())
+    assert told.kind is EventKind.TARGET_RESTARTED and "does not answer" in told.detail
+
+
+def test_silence_of_a_target_that_is_ended_already_means_nothing() -> None:
+    driver = Driver().open()
+    driver.step(e.TargetSilent("no answer in time"))
+    assert driver.step(e.TargetSilent("no answer in time")) == []
+    driver.step(e.TargetExited("killed"))
+    assert driver.step(e.TargetSilent("no answer in time")) == []
+
+
+def test_lost_containers_are_told_once_and_when_they_are_back() -> None:
+    driver = Driver().open()
+    where = Path("enabled", "TCP", "IPv4", "127.0.0.1", "1", "nqn.c", "nqn.h", 1)
+    driver.target.controllers = {"container4": replace(where, state="reconnect_is_delayed"), "other": where}
+    told = sent(AgentEvent, driver.advance(2.5))
+    assert [(event.kind, event.slot) for event in told] == [(EventKind.CONTAINER_LOST, 4)]
+    driver.target.controllers["container4"] = where
+    told = sent(AgentEvent, driver.advance(2.5))
+    assert [(event.kind, event.slot) for event in told] == [(EventKind.CONTAINER_BACK, 4)]
 
 
 def test_a_target_that_keeps_dying_is_given_up() -> None:

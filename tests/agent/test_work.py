@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.calls import CallUnknown, FindBdev
-from agent.core.effects import CallTarget, Note
-from agent.core.work import OWN_JOBS_MAX, Pause, Procedure, Work
+from agent.core.effects import CallTarget, CreateFile, Note
+from agent.core.work import OWN_JOBS_MAX, EnsureFile, Procedure, Work
 from channel.values import Header
+from spdk_rpc.errors import RpcTimeout
+from spdk_rpc.methods.bdev import get_bdevs
+from spdk_rpc.steps import Pause
 
 
 def work(jobs_max: int = 8) -> Work:
@@ -16,7 +18,7 @@ def work(jobs_max: int = 8) -> Work:
 
 def steps(*names: str) -> Procedure:
     for name in names:
-        yield FindBdev(name)
+        yield get_bdevs(name)
     return names
 
 
@@ -60,13 +62,13 @@ def test_a_failure_is_thrown_where_the_procedure_waits() -> None:
 
     def careful() -> Procedure:
         try:
-            yield FindBdev("a")
-        except CallUnknown as failure:
-            return str(failure)
+            yield get_bdevs("a")
+        except RpcTimeout as failure:
+            return failure.reason
 
     (call,) = queue.submit("x", 1, careful(), lambda value: [Note(value)], 0)
     assert isinstance(call, CallTarget)
-    assert queue.resolve(call.token, None, CallUnknown("lost"), 0) == [Note("lost")]
+    assert queue.resolve(call.token, None, RpcTimeout("x", "lost"), 0) == [Note("lost")]
     assert queue.resolve(call.token, None, None, 0) == [], "once"
 
 
@@ -79,3 +81,17 @@ def test_the_work_of_other_sessions_goes_on() -> None:
     assert len(queue) == 3
     assert isinstance(own, CallTarget)
     assert queue.resolve(own.token, None, None, 0) == [Note("own")]
+
+
+def test_a_file_is_a_step_like_any_other() -> None:
+    queue = work()
+
+    def builder() -> Procedure:
+        try:
+            yield EnsureFile("/images/x", 512)
+        except OSError as failure:
+            return failure.strerror
+
+    (made,) = queue.submit("x", 1, builder(), lambda value: [Note(value)], 0)
+    assert isinstance(made, CreateFile) and (made.path, made.size_bytes) == ("/images/x", 512)
+    assert queue.resolve(made.token, None, OSError(28, "No space"), 0) == [Note("No space")]

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from spdk_rpc.client import RpcClient
-from spdk_rpc.containers import NvmeTcpContainer
+from spdk_rpc.containers import NvmeTcpContainer, reads_flush
 from spdk_rpc.errors import RpcError
 from spdk_rpc.exports import Export, ExportNamespace
 from spdk_rpc.methods import bdev, bdev_nvme, nvmf
 from spdk_rpc.methods.nvmf import Address
-from spdk_rpc.target import Target, reads_flush
+from spdk_rpc.target import Target
 from tests.contract.conftest import NQN, READY_S, Plane, command_of
+from tests.contract.front_ends import free_front_end
 from tests.contract.shapes import check_shape
 
 DECODE, EIO, EEXIST, ENODEV, EINVAL, EALREADY = -32603, -5, -17, -19, -22, -114
@@ -45,7 +46,7 @@ def pair(plane: Plane) -> Iterator[Pair]:
     with asyncio.Runner() as runner:
         try:
             mapper = runner.run(Target.start(command, rpc_socket, log_path=directory / "log", ready_s=READY_S))
-            exporter = runner.run(Target.adopt(plane.rpc_socket))
+            exporter = runner.run(Target.adopt(plane.rpc_socket, front_end=free_front_end()))
             with RpcClient(rpc_socket, timeout_s=30) as client:
                 yield Pair(runner, exporter, mapper, client)
             runner.run(exporter.close())
@@ -212,7 +213,7 @@ def test_target_attach_is_idempotent_and_reconciles(pair: Pair, container: NvmeT
 def test_flushes_go_to_the_container(pair: Pair, container: NvmeTcpContainer) -> None:
     """SPDK answers them by itself unless it is told to send them."""
     pair.run(pair.mapper.attach(container))
-    assert pair.run(reads_flush(pair.mapper.client)) is True
+    assert pair.run(pair.mapper.run(reads_flush())) is True
 
 
 def test_namespace_that_comes_later_is_seen(pair: Pair, container: NvmeTcpContainer, rpc: Callable[..., Any]) -> None:

@@ -16,6 +16,7 @@ from spdk_rpc.find import SpdkNotFound, find_spdk
 from spdk_rpc.methods.nvmf import Address
 from spdk_rpc.target import Target
 from tests.contract.conftest import NQN, Plane
+from tests.contract.front_ends import free_front_end
 
 pytestmark = pytest.mark.spdk
 HOST = "nqn.2026-11.io.segmap:contract:host"
@@ -34,7 +35,7 @@ def bdevperf() -> Path:
 def where(plane: Plane, malloc: str) -> Iterator[Address]:
     """An export of a malloc bdev that HOST may attach."""
     with asyncio.Runner() as runner:
-        target = runner.run(Target.adopt(plane.rpc_socket))
+        target = runner.run(Target.adopt(plane.rpc_socket, front_end=free_front_end()))
         export = Export(SUBSYSTEM, (ExportNamespace(1, malloc),), hosts=frozenset({HOST}))
         yield runner.run(target.export(export))
         runner.run(target.withdraw(SUBSYSTEM))

@@ -17,6 +17,7 @@ from spdk_rpc.exports import Export, ExportNamespace
 from spdk_rpc.methods import nvmf
 from spdk_rpc.target import Target
 from tests.contract.conftest import NQN, READY_S, command_of
+from tests.contract.front_ends import free_front_end
 
 pytestmark = pytest.mark.spdk
 HOST = "nqn.2026-11.io.segmap:agent:a:1"
@@ -39,7 +40,8 @@ def directory(request: pytest.FixtureRequest) -> Iterator[tuple[Path, tuple[str,
 
 async def start(plane: str, rpc_socket: Path, core_mask: str) -> Target:
     command = command_of(plane, rpc_socket, core_mask=core_mask)
-    return await Target.start(command, rpc_socket, log_path=rpc_socket.with_suffix(".log"), ready_s=READY_S)
+    log, front_end = rpc_socket.with_suffix(".log"), free_front_end()
+    return await Target.start(command, rpc_socket, log_path=log, ready_s=READY_S, front_end=front_end)
 
 
 async def share_and_fence(mixed: Mixed) -> None:

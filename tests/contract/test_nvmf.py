@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from spdk_rpc.exports import PORTS
 from spdk_rpc.methods import nvmf
 from tests.contract.conftest import NQN, Plane
 from tests.contract.shapes import check_shape
+from transport.ports import PORTS
 
 INVALID_PARAMS, INTERNAL, ENODEV = -32602, -32603, -19
 HOST = "nqn.2026-11.io.segmap:agent:a:1"

@@ -11,8 +11,11 @@ RESULTS = {"framework_wait_init": True, "spdk_get_version": {"version": "SPDK v0
 RESULTS["spdk_get_version"]["fields"] = {"major": 0, "minor": 0, "patch": 0, "suffix": ""}
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, slow: str) -> None:
+    """Requests of the slow method are never answered."""
     while data := connection.recv(65536):
+        if slow in json.loads(data)["method"]:
+            continue
         request = json.loads(data)
         answer = {"jsonrpc": "2.0", "id": request["id"], "result": RESULTS[request["method"]]}
         connection.sendall(json.dumps(answer).encode())
@@ -31,9 +34,10 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
+    slow = "attach" if how == ["slow-attach"] else "none"
     while True:
         connection, _ = listener.accept()
-        threading.Thread(target=serve, args=(connection,), daemon=True).start()
+        threading.Thread(target=serve, args=(connection, slow), daemon=True).start()
 
 
 main()

@@ -447,3 +447,13 @@ def test_async_closed(path: Path) -> None:
             await client.call("m")
 
     asyncio.run(run())
+
+
+def test_a_connection_says_nothing_to_the_log(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The package tells its log level at each connection, to a logger that still has the program's."""
+    with caplog.at_level(logging.INFO), scripted_target(path, answer_once), RpcClient(path) as client:
+        client.call("a")
+    assert not caplog.records
+    assert capfd.readouterr().err == ""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+from spdk_rpc import converge as steps_of
 from spdk_rpc.call import Call, read_true
-from spdk_rpc.converge import ROUNDS_MAX, Converger, TargetStuck
+from spdk_rpc.converge import LOOKS_MAX, ROUNDS_MAX, TargetStuck
 from spdk_rpc.errors import RpcConnectError, RpcError, RpcTimeout
+from spdk_rpc.steps import Pause, Steps
+from tests.spdk_rpc.pretend_target import carry_out
 
 
 class Counted:
@@ -20,10 +22,11 @@ class Counted:
         self.value = 0
         self.calls = 0
         self.endings = list(endings)
+        self.looks: list[Exception | None] = []
         self.effect_when_unknown = True
         self.while_refused: Callable[[], None] = lambda: None
 
-    async def run(self, call: Call[Any], timeout_s: float | None = None) -> Any:
+    def perform(self, call: Call[Any]) -> Any:
         self.calls += 1
         ending = self.endings.pop(0) if self.endings else None
         if ending is None or (isinstance(ending, RpcTimeout) and self.effect_when_unknown):
@@ -40,13 +43,15 @@ def raise_to(wanted: int) -> Callable[[int], Sequence[Call[Any]]]:
 
 
 def converge(target: Counted, plan: Callable[[int], Sequence[Call[Any]]]) -> int:
-    async def read(client: Any) -> int:
+    def read() -> Steps[int]:
+        if target.looks:
+            ending = target.looks.pop(0)
+            if ending is not None:
+                raise ending
         return target.value
+        yield Pause(0)
 
-    async def run() -> int:
-        return await Converger(target).converge(read, plan)  # type: ignore[arg-type]
-
-    return asyncio.run(run())
+    return carry_out(steps_of.converge(read, plan), target.perform)
 
 
 REFUSAL = RpcError("raise", -17, "File exists")
@@ -105,3 +110,40 @@ def test_what_never_becomes_true_ends() -> None:
     with pytest.raises(TargetStuck, match=f"still to do after {ROUNDS_MAX} rounds: raise"):
         converge(target, lambda value: [Call("raise", {}, read_true)])
     assert target.calls == ROUNDS_MAX
+
+
+LOST = RpcTimeout("raise", "no answer in time")
+
+
+def test_refused_after_an_unknown_outcome_is_tried_again() -> None:
+    """The call that timed out may be under way yet: it is what the next one met."""
+    target = Counted(LOST, REFUSAL)
+    target.effect_when_unknown = False
+    assert converge(target, raise_to(1)) == 1
+    assert target.calls == 3
+
+
+def test_unknown_to_the_end_is_raised() -> None:
+    target = Counted(*[LOST] * 100)
+    target.effect_when_unknown = False
+    with pytest.raises(RpcTimeout):
+        converge(target, raise_to(1))
+    assert target.calls == ROUNDS_MAX
+
+
+def test_a_look_that_fails_is_repeated_after_a_call_but_not_for_ever() -> None:
+    target = Counted()
+    target.looks = [None, *[LOST] * (LOOKS_MAX - 1)]
+    assert converge(target, raise_to(1)) == 1
+    target = Counted()
+    target.looks = [None, *[LOST] * LOOKS_MAX]
+    with pytest.raises(RpcTimeout):
+        converge(target, raise_to(1))
+
+
+def test_a_first_look_that_fails_changes_nothing() -> None:
+    target = Counted()
+    target.looks = [LOST]
+    with pytest.raises(RpcTimeout):
+        converge(target, raise_to(1))
+    assert target.calls == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from spdk_rpc import disks
 from spdk_rpc.call import Call
 from spdk_rpc.containers import (
     AioContainer,
@@ -14,16 +15,19 @@ from spdk_rpc.containers import (
     Inventory,
     MallocContainer,
     NullContainer,
+    NvmePcieContainer,
     NvmeTcpContainer,
-    TargetConflict,
     bdevs_of,
     plan_attach,
     plan_detach,
+    plan_flush,
 )
+from spdk_rpc.converge import TargetConflict
+from spdk_rpc.errors import RpcError
 from spdk_rpc.exports import (
     Export,
     ExportNamespace,
-    find_address,
+    NvmeTcpFrontEnd,
     plan_allow,
     plan_deny,
     plan_discovery,
@@ -33,7 +37,9 @@ from spdk_rpc.exports import (
 )
 from spdk_rpc.methods.bdev import Bdev
 from spdk_rpc.methods.bdev_nvme import Controller, Path
+from spdk_rpc.methods.bdev_segmap import SegmapBdev
 from spdk_rpc.methods.nvmf import DISCOVERY_NQN, Address, Namespace, Subsystem, Transport
+from tests.spdk_rpc.pretend_target import PretendTarget, carry_out
 
 UUID = "11111111-2222-3333-4444-555555555555"
 NQN = "nqn.2026-11.io.segmap:c:1"
@@ -126,6 +132,26 @@ def test_nvme_attached_already() -> None:
 def test_nvme_attached_elsewhere_or_as_another_host(path: Path) -> None:
     inventory = Inventory((), (Controller("container1", (path,)),))
     assert names(plan_attach(NVME, inventory)) == ["bdev_nvme_detach_controller", "bdev_nvme_attach_controller"]
+
+
+def test_a_local_nvme_container_is_attached_once() -> None:
+    local = NvmePcieContainer("nv0", "0000:01:00.0")
+    (call,) = plan_attach(local, Inventory())
+    assert (call.params["trtype"], call.params["traddr"]) == ("PCIe", "0000:01:00.0")
+    inventory = Inventory((made("nv0n1", "NVMe disk"),), (Controller("nv0", (PATH,)),))
+    assert plan_attach(local, inventory) == []
+    assert bdevs_of(local, inventory) == inventory.bdevs
+    assert names(plan_detach(local, inventory)) == ["bdev_nvme_detach_controller"]
+
+
+def test_flushes_are_let_through_once() -> None:
+    assert plan_flush(True) == []
+    assert [call.params for call in plan_flush(False)] == [{"enable_flush": True}]
+
+
+def test_the_address_says_its_family() -> None:
+    (call,) = plan_attach(replace(NVME, traddr="::1"), Inventory())
+    assert call.params["adrfam"] == "IPv6"
 
 
 # --- exports
@@ -223,6 +249,61 @@ def test_transport_and_discovery() -> None:
     assert call.params["nqn"] == DISCOVERY_NQN
 
 
-def test_address_of_a_running_target() -> None:
-    assert find_address([replace(SHOWN, addresses=()), SHOWN], "127.0.0.1") == HERE
-    assert find_address([SHOWN], "::1") is None
+def test_the_front_end_exports_and_is_discovered_at_its_address() -> None:
+    target = PretendTarget()
+    target.nvmf_create_subsystem(DISCOVERY_NQN, subtype="Discovery")
+    front_end = NvmeTcpFrontEnd("127.0.0.1", 4420)
+    assert front_end.address == HERE and NvmeTcpFrontEnd("::1", 1).address.adrfam == "IPv6"
+    for _ in range(2):
+        carry_out(front_end.prepare(), target.perform)
+        carry_out(front_end.export(replace(EXPORT, namespaces=())), target.perform)
+    assert target.subsystems[NQN].addresses == target.subsystems[DISCOVERY_NQN].addresses == (HERE,)
+    assert target.changes == ["nvmf_create_transport", ALL[0], *ALL[2:], ADD + "listener"], "once, discovery last"
+
+
+def test_a_list_of_hosts_that_is_others_business() -> None:
+    export = replace(EXPORT, hosts=None)
+    assert plan_export(export, HERE, SHOWN) == []
+    assert plan_export(export, HERE, replace(SHOWN, hosts=frozenset({"x"}))) == []
+    assert names(plan_export(export, HERE, replace(SHOWN, allow_any_host=True))) == ["nvmf_subsystem_allow_any_host"]
+    assert names(plan_export(export, HERE, None)) == [ALL[0], ALL[1], ALL[3]]
+
+
+# --- disks
+
+DISK = SegmapBdev("vdisk3", UUID, 3 << 32 | 1, 100, 1 << 20, 512)
+
+
+def test_a_disk_is_made_once_resized_and_deleted() -> None:
+    target = PretendTarget()
+    for _ in range(2):
+        assert carry_out(disks.create(DISK), target.perform).table == DISK.table
+        carry_out(disks.resize("vdisk3", 200), target.perform)
+        carry_out(disks.create(DISK), target.perform)
+    assert target.disks["vdisk3"].segment_count == 200
+    for _ in range(2):
+        carry_out(disks.delete("vdisk3"), target.perform)
+    assert target.changes == ["bdev_segmap_create", "bdev_segmap_resize", "bdev_segmap_delete"]
+
+
+def test_a_disk_is_deleted_by_its_table_whatever_its_name() -> None:
+    target = PretendTarget()
+    target.add_table(DISK.table, "old")
+    target.add_table(DISK.table + 1, "other")
+    for _ in range(2):
+        carry_out(disks.delete_table(DISK.table), target.perform)
+    assert set(target.disks) == {"other"} and target.changes == ["bdev_segmap_delete"]
+
+
+@pytest.mark.parametrize("change", [{"uuid": "x"}, {"table": 1}, {"segment_size": 4096}, {"block_size": 4096}])
+def test_another_disk_has_the_name(change: dict[str, Any]) -> None:
+    target = PretendTarget()
+    carry_out(disks.create(DISK), target.perform)
+    target.disks["vdisk3"] = replace(target.disks["vdisk3"], **change)
+    with pytest.raises(TargetConflict, match=f"{next(iter(change))} is"):
+        carry_out(disks.create(DISK), target.perform)
+
+
+def test_a_disk_that_is_not_there_is_not_resized() -> None:
+    with pytest.raises(RpcError, match="No such device"):
+        carry_out(disks.resize("vdisk3", 200), PretendTarget().perform)

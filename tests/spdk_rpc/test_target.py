@@ -8,21 +8,36 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from spdk_rpc import connections
 from spdk_rpc import target as target_module
-from spdk_rpc.process import ProcessGone, ProcessIdentity, TargetProcess, read_log_tail, read_start_time
+from spdk_rpc.call import Call
+from spdk_rpc.converge import TargetError
+from spdk_rpc.errors import RpcFailure, RpcTimeout
+from spdk_rpc.methods import bdev_nvme, framework
+from spdk_rpc.process import (
+    ProcessGone,
+    ProcessIdentity,
+    TargetProcess,
+    end_process,
+    listener_of,
+    read_log_tail,
+    read_start_time,
+)
 from spdk_rpc.target import (
     Target,
     TargetBack,
-    TargetError,
     TargetExited,
     TargetLost,
     TargetNotRunning,
     TargetStartError,
 )
+from tests.spdk_rpc.pretend_target import PretendTarget
 
+T = TypeVar("T")
 TARGET = Path(__file__).with_name("small_target.py")
 
 
@@ -152,6 +167,96 @@ def test_lost_and_back(rpc_socket: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert await anext(events) == TargetBack()
         await watched.close()
         await second.stop()
+
+    asyncio.run(run())
+
+
+def test_process_that_lives_but_does_not_answer_is_lost(rpc_socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the first missed deadline, which a busy target may miss, too."""
+    monkeypatch.setattr(target_module, "PROBE_S", 0.02)
+
+    async def run() -> None:
+        target = await start(rpc_socket)
+        assert target.identity is not None
+        await target.close()
+        watched = await Target.adopt(rpc_socket, target.identity, timeout_s=0.05)
+        watched.kill(signal.SIGSTOP)
+        events = watched.events()
+        event = await anext(events)
+        assert isinstance(event, TargetLost) and "no answer in time" in event.reason
+        watched.kill(signal.SIGCONT)
+        assert await anext(events) == TargetBack()
+        await watched.stop()
+        await asyncio.to_thread(os.waitpid, target.identity.pid, 0)
+
+    asyncio.run(run())
+
+
+def test_one_missed_probe_is_not_the_end(rpc_socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_module, "PROBE_S", 0.0)
+
+    class Probed(PretendTarget):
+        probes = 0
+
+        async def run(self, call: Call[T], timeout_s: float | None = None) -> T:
+            self.probes += 1
+            if self.probes <= 2 * target_module.MISSES_MAX and self.probes % target_module.MISSES_MAX:
+                raise RpcTimeout(call.method, "no answer in time")
+            if self.probes > 3 * target_module.MISSES_MAX:
+                raise RpcTimeout(call.method, "silent for good")
+            return None  # type: ignore[return-value]  # nobody looks at a probe's answer
+
+    async def run() -> None:
+        target = Target(PretendTarget())
+        target._probe = probe = Probed()  # type: ignore[assignment]
+        target._watch()
+        event = await anext(target.events())
+        assert event == TargetLost("spdk_get_version: outcome unknown: silent for good")
+        assert probe.probes >= 4 * target_module.MISSES_MAX
+        await target.close()
+
+    asyncio.run(run())
+
+
+def test_who_listens_is_asked_from_the_kernel(rpc_socket: Path) -> None:
+    async def run() -> None:
+        assert listener_of(rpc_socket) is None
+        target = await start(rpc_socket)
+        assert await asyncio.to_thread(listener_of, rpc_socket) == target.identity
+        await target.stop()
+        assert await asyncio.to_thread(listener_of, rpc_socket) is None
+
+    asyncio.run(run())
+
+
+def test_a_left_over_process_is_ended(rpc_socket: Path) -> None:
+    async def run() -> None:
+        target = await start(rpc_socket, "stubborn")
+        identity = target.identity
+        assert identity is not None
+        await target.close()
+        assert await end_process(identity, 0.1) is True
+        await asyncio.to_thread(os.waitpid, identity.pid, 0)
+        assert await end_process(identity, 0.1) is False
+
+    asyncio.run(run())
+
+
+def test_a_slow_attach_holds_nothing_else_up(rpc_socket: Path) -> None:
+    """Containers whose hosts are silent wait on connections of their own; a call beyond those waits for one."""
+
+    async def run() -> None:
+        target = await start(rpc_socket, "slow-attach")
+        attaches = [
+            asyncio.create_task(target.client.run(bdev_nvme.attach_controller(f"c{number}", "TCP", "127.0.0.1")))
+            for number in range(2 * connections.SLOW_CONNECTIONS)
+        ]
+        for _ in range(2 * connections.CONNECTIONS):
+            assert (await target.client.run(framework.get_version())).major == 0
+        assert not any(attach.done() for attach in attaches)
+        assert await target.stop() == 0
+        ends = await asyncio.gather(*attaches, return_exceptions=True)
+        assert all(isinstance(end, RpcFailure) for end in ends)
 
     asyncio.run(run())
 

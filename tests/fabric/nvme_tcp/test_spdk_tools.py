@@ -18,6 +18,7 @@ from spdk_rpc.containers import MallocContainer
 from spdk_rpc.exports import Export, ExportNamespace
 from spdk_rpc.find import SpdkNotFound, find_spdk
 from spdk_rpc.target import Target
+from tests.contract.front_ends import free_front_end
 from tests.fabric.nvme_tcp.rig import HOST, NQN, Rig
 from tests.fabric.nvme_tcp.test_shells import Served, served
 
@@ -140,7 +141,9 @@ def test_our_host_against_spdk(digests: bool, runtime_dir: Path) -> None:
     command = spdk_command(Path(program("spdk_tgt")), runtime_dir / "rpc.sock", core_mask="0x1", core_locks=False)
 
     async def test() -> None:
-        target = await Target.start(command, runtime_dir / "rpc.sock", log_path=runtime_dir / "log", ready_s=30.0)
+        target = await Target.start(
+            command, runtime_dir / "rpc.sock", log_path=runtime_dir / "log", ready_s=30.0, front_end=free_front_end()
+        )
         try:
             await target.attach(MallocContainer("m", 512, 16384, "12345678-2222-3333-4444-555555555556"))
             place = await target.export(Export(NQN, (ExportNamespace(1, "m"),), frozenset({HOST})))

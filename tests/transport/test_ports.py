@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from agent.ports import PORTS, NoPort, Reservation
+from transport.ports import PORTS, NoPort, Reservation
 
 
 def listen(port: int) -> socket.socket:
@@ -43,6 +43,6 @@ def test_a_port_that_is_asked_for_is_taken_even_if_a_target_listens_there() -> N
 
 
 def test_no_port_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.ports._bind", lambda *_: None)
+    monkeypatch.setattr("transport.ports._bind", lambda *_: None)
     with pytest.raises(NoPort):
         Reservation("127.0.0.1")

@@ -1,7 +1,7 @@
-"""Runs a program that ends when the daemon ends: `python -m agent.bound PARENT-PID PROGRAM ARGUMENT...`.
+"""Runs a program that ends when its starter ends: `python -m spdk_rpc.bound PARENT-PID PROGRAM ARGUMENT...`.
 
-The kernel sends SIGKILL when the parent dies (prctl(2), PR_SET_PDEATHSIG), which survives execve(2). So a target with
-lifetime "daemon" is never left behind, not even by a SIGKILLed daemon.
+The kernel sends SIGKILL when the parent dies (prctl(2), PR_SET_PDEATHSIG), which survives execve(2). So a target that
+is not meant to outlive its daemon is never left behind, not even by a SIGKILLed one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PR_SET_PDEATHSIG: Final = 1
 
 def bound_command(argv: Sequence[str]) -> list[str]:
     """The command that runs `argv` bound to this process."""
-    return [sys.executable, "-m", "agent.bound", str(os.getpid()), *argv]
+    return [sys.executable, "-m", "spdk_rpc.bound", str(os.getpid()), *argv]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""A TCP port for the target to listen on, chosen once and kept from others while the daemon lives.
+"""A TCP port for the target to listen on, chosen once and kept from others while we live.
 
 The range lies above what Linux gives to outgoing connections, so that a restarted target finds its port free. The
 reservation is a bound socket that does not listen: who binds without SO_REUSEADDR, as `Reservation` does first, is

@@ -4,10 +4,10 @@ SHELL := /bin/bash
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 
-.PHONY: help venv demo test test-long bench lint format docs lock clean distclean
+.PHONY: help venv demo test test-long sim sim-long sim-mutants bench lint format docs lock clean distclean
 
 help:  ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## make .venv from requirements.lock (the others do it by themselves)
 	@bash ci/bootstrap.sh
@@ -20,6 +20,15 @@ test: venv  ## all tests but the long ones, with a time budget per suite
 
 test-long: venv  ## the long tests: more seeds, more rounds
 	@$(PYTEST) -m long $(TEST_ARGS)
+
+sim: venv  ## one simulated history: SEED=number, HOURS=1, WORKLOAD=sparse or dense; the same seed, the same trace
+	@$(VENV)/python -m tests.sim run $(if $(SEED),--seed $(SEED)) --hours $(or $(HOURS),1) --workload $(or $(WORKLOAD),sparse)
+
+sim-long: venv  ## simulated histories with new seeds, for MINUTES=60, after those that failed once
+	@$(VENV)/python -m tests.sim long $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),60)
+
+sim-mutants: venv  ## deliberately broken variants, each of which the simulation has to catch (SIM_ARGS="no-barrier")
+	@$(VENV)/python -m tests.sim mutants $(SIM_ARGS)
 
 bench: venv  ## measure, print a table and write build/bench.json (BENCH_ARGS="mapping store")
 	@mkdir -p build

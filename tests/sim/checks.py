@@ -1,26 +1,45 @@
 """The invariants of the design, held after each thing that happens in the simulated world.
 
-Committed truth is followed batch by batch, from what the store was given. Checked at once: durable before visible,
-writable last, no location doubly mapped, free last, nothing lands on a location that belongs to somebody else.
+Committed truth is followed batch by batch, from what the store was given. Checked at once, each at the step that could
+break it: durable before visible (1), writable last (4), free last and no location doubly mapped (5, 6), no I/O begun
+and none succeeded without a lease counted from the renewal's sending (7), nothing lands on a location that belongs to
+somebody else (8), zeroed and flushed before mapped (10).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from controller.store.image import MapImage
 from controller.store.interface import Batch
 from controller.store.records import SegmentState, apply
+from mapping.effects import Part
 from mapping.entry import NO_WRITE, has_location, segment_of, slot_of
 from mapping.rules import Operation
-from mapping.status import Status
+from tests.sim.timeline import MS, SECOND
 
 if TYPE_CHECKING:
-    from mapping.effects import Part
-    from tests.sim.mapper import SimMapper
+    from tests.sim.dataplane import DataPlane
+    from tests.sim.machine import Machine
     from tests.sim.world import World
 
 Location = tuple[int, int]
+RENEWALS_KEPT: Final = 64
+STRETCH: Final = 1.0102
+"""A duration on a clock that is slow by the drift bound."""
+
+
+@dataclass(eq=False)
+class Flight:
+    """A container I/O from its begin to its end."""
+
+    dataplane: DataPlane
+    vdisk: int
+    segment: int
+    location: Location
+    operation: Operation
+    nqn: str
 
 
 class _Committed(MapImage):
@@ -30,7 +49,7 @@ class _Committed(MapImage):
         super().__init__()
         self.checks = checks
         self.owner: dict[Location, tuple[int, int]] = {}
-        self.ever: dict[tuple[int, int], set[int]] = {}
+        self.ever: dict[int, dict[int, set[int]]] = {}
 
     def set_entry(self, vdisk: int, segment: int, entry: int) -> None:
         old = self.entry(vdisk, segment)
@@ -48,8 +67,15 @@ class _Committed(MapImage):
         for index, entry in enumerate(entries):  # type: ignore[call-overload]
             self.set_entry(vdisk, start + index, entry)
 
+    def drop_table(self, vdisk: int) -> None:
+        left = [location for location, owner in self.owner.items() if owner[0] == vdisk]
+        if left:
+            raise self.checks.violated(f"vdisk {vdisk} is forgotten while {left} are mapped at it")
+        super().drop_table(vdisk)
+        self.ever.pop(vdisk, None)
+
     def _changed(self, vdisk: int, segment: int, old: int, entry: int) -> None:
-        self.ever.setdefault((vdisk, segment), set()).add(entry & ~NO_WRITE)
+        self.ever.setdefault(vdisk, {}).setdefault(segment, set()).add(entry & ~NO_WRITE)
         if has_location(old) and self.owner.get((slot_of(old), segment_of(old))) == (vdisk, segment):
             del self.owner[slot_of(old), segment_of(old)]
         if has_location(entry):
@@ -57,8 +83,8 @@ class _Committed(MapImage):
             known = self.owner.get(location)
             if known is not None and known != (vdisk, segment):
                 raise self.checks.violated(f"location {location} of {known} is mapped at {(vdisk, segment)} too")
-            if self.checks.data_is_not_zeroes(location):
-                raise self.checks.violated(f"location {location} is mapped anew and does not hold zeroes")
+            if known is None and not self.checks.world.container(location[0]).is_zeroes(location[1]):
+                raise self.checks.violated(f"location {location} is mapped anew and does not hold flushed zeroes")
             self.owner[location] = (vdisk, segment)
 
     def fill_segments(self, slot: int, start: int, count: int, state: int) -> None:
@@ -69,13 +95,15 @@ class _Committed(MapImage):
 
 
 class Checks:
-    """Called by the world; raises Violation."""
+    """Called by the world; raises Violation. `count` says how much was checked."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.committed = _Committed(self)
-        self.flying: dict[int, tuple[SimMapper, Location, str]] = {}
+        self.flying: dict[Flight, None] = {}
         self.count = 0
+        self._renewed: dict[str, dict[int, int]] = {}
+        self._leased: dict[DataPlane, int] = {}
 
     def violated(self, text: str) -> AssertionError:
         return self.world.timeline.violated(text)
@@ -86,25 +114,57 @@ class Checks:
         """The store has committed it."""
         apply(batch.records, self.committed)
 
-    def data_is_not_zeroes(self, location: Location) -> bool:
-        container = self.world.container_of(location[0])
-        return any(block != "zeroes" for block in container.blocks(location[1]))
-
     def freed(self, location: Location) -> None:
-        """Free last: nobody who lives can reach it, nothing that could land is under way to it."""
+        """Free last: it is not mapped, and nothing that could land is under way to it."""
         if location in self.committed.owner:
             raise self.violated(f"location {location} is freed while it is mapped at {self.committed.owner[location]}")
-        for mapper, flying, nqn in self.flying.values():
-            if flying == location and nqn in self.world.container_of(location[0]).allowed:
+        for flight in self.flying:
+            if flight.location == location and self.world.lets_in(location[0], flight.nqn):
                 raise self.violated(
-                    f"location {location} is freed while I/O of {mapper.name} ({nqn}) is under way to it"
+                    f"location {location} is freed while {flight.operation.name} of {flight.dataplane.machine.name}"
+                    f" ({flight.nqn}) is under way to it"
                 )
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    def renewed(self, machine: Machine, sent_ns: int) -> None:
+        """A daemon asks for the lease now, on its clock at `sent_ns`."""
+        sent = self._renewed.setdefault(machine.name, {})
+        sent.setdefault(sent_ns, self.world.timeline.now_ns)
+        if len(sent) > RENEWALS_KEPT:
+            del sent[next(iter(sent))]
+
+    def granted(self, dataplane: DataPlane, sent_ns: int, duration_ns: int) -> None:
+        """A data plane has taken a grant: it counts from when its renewal was sent."""
+        began = self._renewed.get(dataplane.machine.name, {}).get(sent_ns, 0)
+        until = began + int(duration_ns * STRETCH) + MS
+        self._leased[dataplane] = max(self._leased.get(dataplane, 0), until)
+
+    def _needs_lease(self, dataplane: DataPlane, what: str) -> None:
+        self.count += 1
+        now = self.world.timeline.now_ns
+        until = self._leased.get(dataplane, 0)
+        if now > until:
+            text = f"{dataplane.machine.name} {what} {(now - until) / SECOND:.3f} s after its lease can have lasted"
+            raise self.violated(text)
+
+    def began(self, dataplane: DataPlane, part: Part) -> None:
+        self._needs_lease(dataplane, f"begins {part}")
+
+    def ended_zero(self, dataplane: DataPlane, part: Part) -> None:
+        self._needs_lease(dataplane, f"answers {part} with zeroes")
+
+    def succeeded(self, dataplane: DataPlane, part: Part) -> None:
+        self._needs_lease(dataplane, f"reports success of {part}")
+
+    def forget(self, dataplane: DataPlane) -> None:
+        self._leased.pop(dataplane, None)
 
     # --- the data planes ---------------------------------------------------------------------------------------------
 
-    def applied(self, mapper: SimMapper, table_id: int, status: Status, ranges: list[tuple[int, int]]) -> None:
-        """Entries of a table were changed."""
-        engine = mapper.plane.tables.get(table_id)
+    def applied(self, dataplane: DataPlane, table_id: int, ranges: list[tuple[int, int]]) -> None:
+        """Entries of a table may have changed."""
+        engine = dataplane.plane.tables.get(table_id)
         if engine is None or not engine.present:
             return
         vdisk = table_id >> 32
@@ -113,44 +173,56 @@ class Checks:
                 self.count += 1
                 entry = engine.table.entries[segment]
                 if has_location(entry):
-                    self._visible(mapper, vdisk, segment, entry)
+                    self._visible(dataplane, vdisk, segment, entry)
 
-    def _visible(self, mapper: SimMapper, vdisk: int, segment: int, entry: int) -> None:
-        if entry & ~NO_WRITE not in self.committed.ever.get((vdisk, segment), ()):
-            raise self.violated(f"{mapper.name} holds {entry:#x} for {(vdisk, segment)}, which was never committed")
+    def _visible(self, dataplane: DataPlane, vdisk: int, segment: int, entry: int) -> None:
+        name = dataplane.machine.name
+        if entry & ~NO_WRITE not in self.committed.ever.get(vdisk, {}).get(segment, ()):
+            raise self.violated(f"{name} holds {entry:#x} for {(vdisk, segment)}, which was never committed")
         if entry & NO_WRITE:
             return
-        for other in self.world.mappers.values():
-            theirs = self._holds(other, vdisk, segment)
-            if other is not mapper and theirs and theirs | NO_WRITE != entry | NO_WRITE:
+        for machine in self.world.mappers.values():
+            theirs = self._holds(machine.dataplane, vdisk, segment)
+            if machine.dataplane is not dataplane and theirs and theirs | NO_WRITE != entry | NO_WRITE:
                 raise self.violated(
-                    f"{mapper.name} may write {(vdisk, segment)} at {entry:#x} while {other.name} holds {theirs:#x}"
+                    f"{name} may write {(vdisk, segment)} at {entry:#x} while {machine.name} holds {theirs:#x}"
                 )
 
-    def _holds(self, mapper: SimMapper, vdisk: int, segment: int) -> int:
-        """The entry that a data plane would use now."""
-        engine = mapper.plane.tables.get(self.world.table_id(vdisk, mapper))
-        if engine is None or not engine.present or not mapper.plane.lease.covers(mapper.clock()):
+    def _holds(self, dataplane: DataPlane, vdisk: int, segment: int) -> int:
+        """The entry that a data plane would use now, if its lease can have lasted until now."""
+        engine = dataplane.plane.tables.get(self.world.table_id(vdisk, dataplane.machine))
+        if dataplane.dead or engine is None or not engine.present:
             return 0
-        return engine.table.entries[segment]
+        if self.world.timeline.now_ns > self._leased.get(dataplane, 0):
+            return 0
+        return engine.table.entries[segment] if engine._lease.covers(dataplane.clock()) else 0
 
-    def begun(self, mapper: SimMapper, vdisk: int, part: Part) -> None:
-        self.flying[id(part)] = (mapper, (part.slot, part.physical), mapper.slot_nqns[part.slot][1])
+    # --- container I/O -----------------------------------------------------------------------------------------------
 
-    def ended(self, mapper: SimMapper, vdisk: int, part: Part) -> None:
-        self.flying.pop(id(part), None)
+    def takes_off(self, dataplane: DataPlane, vdisk: int, part: Part) -> Flight:
+        location = (part.slot, part.physical)
+        nqn = dataplane.nqns.get(part.slot, "")
+        flight = Flight(dataplane, vdisk, part.segment, location, part.operation, nqn)
+        self.flying[flight] = None
+        return flight
 
-    def landed(self, vdisk: int, segment: int, slot: int, physical: int, operation: Operation) -> None:
-        """An I/O reaches a container: the location has to be this segment's, or nobody's."""
-        owner = self.committed.owner.get((slot, physical))
-        if owner != (vdisk, segment):
-            state = SegmentState(self.committed.state(slot, physical)).name
+    def touched_down(self, flight: Flight) -> None:
+        self.flying.pop(flight, None)
+
+    def landed(self, flight: Flight) -> None:
+        """An I/O reaches a container: the location has to be this segment's."""
+        self.count += 1
+        owner = self.committed.owner.get(flight.location)
+        if owner != (flight.vdisk, flight.segment):
+            state = SegmentState(self.committed.state(*flight.location)).name
             raise self.violated(
-                f"{operation.name} of {(vdisk, segment)} lands on {(slot, physical)}, which is {owner or state}"
+                f"{flight.operation.name} of {(flight.vdisk, flight.segment)} by {flight.dataplane.machine.name} lands"
+                f" on {flight.location}, which is {owner or state}"
             )
 
-    def zeroing(self, slot: int, segment: int) -> None:
-        """A zero lands: on nobody's location."""
+    def zeroing(self, slot: int, segment: int, nqn: str) -> None:
+        """A zero lands: on nobody's location, and on none that is ready to be given out."""
         owner = self.committed.owner.get((slot, segment))
-        if owner is not None:
-            raise self.violated(f"zeroes land on {(slot, segment)}, which is mapped at {owner}")
+        state = self.committed.state(slot, segment)
+        if owner is not None or state == SegmentState.ZEROED:
+            raise self.violated(f"zeroes of {nqn} land on {(slot, segment)}, which is {owner or 'ZEROED already'}")

@@ -1,161 +1,354 @@
-"""Simulated hosts: tagged blocks written and read through several agents, and the check that each block's history is
-that of one register.
+"""Simulated hosts: tagged blocks written, read, flushed and reclaimed through several agents, and the check that each
+block's history is that of one register.
 
 Each block has one writer at a time, so its values are ordered by their number. A read may return number n if n is not
 older than any write acknowledged, or any number read, before the read began, and not newer than the last write begun.
 A write that ended without a verdict may take effect while something of it is still queued anywhere; its block is left
 alone until then. A write that was refused before it began must never be seen.
+
+Flushes: what an acknowledged flush covered stays, whatever happens to caches. When a container host's machine fails,
+blocks written since may show older values, and the host has to learn of it: its next flush, at every path it wrote
+through, fails at one of them. A data plane that dies takes with it what it knew of such a loss; no flush tells of it
+then, so the hosts that wrote through it are not promised anything of what they had not flushed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
+from mapping.effects import Part
 from mapping.rules import Operation
 from mapping.status import Status
-from tests.sim.storage import BLOCKS, ZEROES
+from tests.sim.storage import BLOCKS, ZEROES, Place, SimContainer
 from tests.sim.timeline import MS, Timeline
 
 if TYPE_CHECKING:
-    from tests.sim.mapper import SimMapper
+    from mapping.engine import Engine
+    from tests.sim.dataplane import DataPlane
+    from tests.sim.machine import Machine
+    from tests.sim.world import World
 
-NEVER_BEGUN = frozenset(
+NEVER_BEGUN: Final = frozenset(
     (Status.TIMEOUT, Status.NO_SPACE, Status.BUSY, Status.UNSUPPORTED, Status.WRITE_PROTECTED, Status.NO_CONTAINER)
 )
+RETRY_NS: Final = 20 * MS
+
+
+class HostIO:
+    """One host I/O of one part: its data, and who waits. `settled`: nothing of it is queued anywhere any more."""
+
+    __slots__ = ("data", "done", "engine", "lossy", "part", "queued", "result", "settled")
+
+    def __init__(
+        self, part: Part, data: Any, done: Callable[[HostIO, Status, Any], None], settled: Callable[[], None]
+    ) -> None:
+        self.part = part
+        self.data = data
+        self.done: Callable[[HostIO, Status, Any], None] | None = done
+        self.settled: Callable[[], None] | None = settled
+        self.queued = 0
+        self.result: Any = None
+        self.lossy = False
+        self.engine: Engine
+
+    def end(self, status: Status, result: Any) -> None:
+        """Tell the host, once."""
+        done, self.done = self.done, None
+        if done is not None:
+            done(self, status, result)
+        self.settle()
+
+    def settle(self) -> None:
+        settled = self.settled
+        if settled is not None and not self.queued and self.done is None:
+            self.settled = None
+            settled()
 
 
 class Register:
-    """One block's history. Number 0 is "zeroes", as a new vdisk reads."""
+    """One block's history. Number 0 is "zeroes", as a new vdisk reads. `floor`: what must be visible at least;
+    `durable`: what must be after any failure; `owed`: what a flush that succeeds would promise although it is lost;
+    up to `unpromised` no flush will tell of a loss."""
 
-    __slots__ = ("busy", "dead", "floor", "key", "newest", "zeroings")
+    __slots__ = ("busy", "dead", "durable", "floor", "key", "newest", "owed", "unpromised", "zeroings")
 
     def __init__(self, key: tuple[int, int, int]) -> None:
         self.key = key
         self.newest = 0
         self.floor = 0
+        self.durable = 0
+        self.owed = 0
+        self.unpromised = 0
         self.busy = False
         self.dead: set[int] = set()
         self.zeroings = [0]
 
 
-class Hosts:
-    """Workers doing I/O forever; `acknowledged` counts what succeeded."""
+@dataclass(frozen=True)
+class Load:
+    """What the hosts of one vdisk do. `pause_ns`: between a worker's I/Os, on average."""
 
-    def __init__(self, timeline: Timeline) -> None:
-        self.timeline = timeline
-        self.registers: dict[tuple[int, int, int], Register] = {}
-        self.paths: dict[int, list[SimMapper]] = {}
-        self.sizes: dict[int, int] = {}
+    workers: int
+    pause_ns: int
+    writes: float = 0.47
+    flushes: float = 0.04
+    reclaims: float = 0.04
+
+
+class Disk:
+    """A vdisk as hosts use it."""
+
+    def __init__(self, number: int, segment_count: int, machines: list[Machine], load: Load) -> None:
+        self.number = number
+        self.segment_count = segment_count
+        self.machines = machines
+        self.load = load
+        self.registers: dict[tuple[int, int], Register] = {}
+        self.dirty: dict[Register, None] = {}
+        self.written: dict[DataPlane, None] = {}
+        self.flushing = False
+        self.gone = False
+
+
+class Hosts:
+    """Workers doing I/O for ever; `acknowledged` counts what succeeded."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.timeline: Timeline = world.timeline
+        self.disks: dict[int, Disk] = {}
         self.acknowledged = 0
         self.failed = 0
-        self.reclaims = True
+        self.flushes_failed = 0
         self.stopped = False
 
-    def add(self, vdisk: int, segment_count: int, paths: list[SimMapper], workers: int) -> None:
-        """Let `workers` use a vdisk through these agents."""
-        self.paths[vdisk] = paths
-        self.sizes[vdisk] = segment_count
-        for _ in range(workers):
-            self._next(vdisk)
+    def add(self, disk: Disk) -> None:
+        """Let its workers begin."""
+        self.disks[disk.number] = disk
+        for _ in range(disk.load.workers):
+            self._next(disk)
 
-    def _next(self, vdisk: int) -> None:
-        self.timeline.later(self.timeline.random.randrange(25 * MS), lambda: self._begin(vdisk))
+    def remove(self, number: int) -> None:
+        """The vdisk is about to be deleted: no more I/O is begun."""
+        disk = self.disks.pop(number, None)
+        if disk is not None:
+            disk.gone = True
 
-    def register(self, vdisk: int, segment: int, block: int) -> Register:
-        key = (vdisk, segment, block)
-        return self.registers.setdefault(key, Register(key))
+    def _next(self, disk: Disk) -> None:
+        pause = disk.load.pause_ns
+        self.timeline.later(self.timeline.between(pause // 10, 2 * pause), self._begin, disk)
 
-    def _begin(self, vdisk: int) -> None:
-        if self.stopped:
+    def _register(self, disk: Disk, segment: int, block: int) -> Register:
+        found = disk.registers.get((segment, block))
+        if found is None:
+            found = disk.registers[segment, block] = Register((disk.number, segment, block))
+        return found
+
+    def _begin(self, disk: Disk) -> None:
+        if self.stopped or disk.gone:
             return
-        random = self.timeline.random
-        path = random.choice(self.paths[vdisk])
-        segment = random.randrange(self.sizes[vdisk])
-        kind = random.random()
-        if kind < 0.45:
-            self._read(vdisk, path, segment, random.randrange(BLOCKS))
-        elif kind < 0.96 or not self.reclaims:
-            self._write(vdisk, path, segment, random.randrange(BLOCKS))
+        random = self.timeline.random.random
+        machine = disk.machines[int(random() * len(disk.machines))]
+        segment = int(random() * disk.segment_count)
+        kind, load = random(), disk.load
+        if kind < load.writes:
+            self._write(disk, machine, segment, int(random() * BLOCKS))
+        elif kind < load.writes + load.reclaims:
+            self._reclaim(disk, machine, segment, Operation.UNMAP if random() < 0.3 else Operation.WRITE_ZEROES)
+        elif kind < load.writes + load.reclaims + load.flushes:
+            self._flush(disk)
         else:
-            self._zero(vdisk, path, segment)
+            self._read(disk, machine, segment, int(random() * BLOCKS))
 
-    def _read(self, vdisk: int, path: SimMapper, segment: int, block: int) -> None:
-        register = self.register(vdisk, segment, block)
+    def _submit(self, disk: Disk, machine: Machine, part: Part, data: Any, done: Any, settled: Any) -> bool:
+        """False if no host can reach the disk there: nothing has happened."""
+        dataplane = machine.dataplane
+        table = self.world.path(machine, disk.number)
+        if table is None:
+            return False
+        if data is not None:
+            disk.written[dataplane] = None
+        dataplane.submit(table, HostIO(part, data, done, settled))
+        return True
+
+    def _tell(self, what: str, key: object, status: Status, value: object) -> None:
+        self.timeline.note(f"{what} {key} {status.name} {value}")
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def _read(self, disk: Disk, machine: Machine, segment: int, block: int) -> None:
+        register = self._register(disk, segment, block)
         floor = register.floor
 
-        def done(status: Status, value: object) -> None:
+        def done(io: HostIO, status: Status, value: Any) -> None:
             if status is Status.OK:
-                self._check(register, value, floor)
+                self._check(disk, register, value[0], floor)
                 self.acknowledged += 1
             else:
                 self.failed += 1
-            self._next(vdisk)
+            self._tell("read", register.key, status, value)
+            self._next(disk)
 
-        path.submit(vdisk, Operation.READ, segment, block, 1, None, done)
+        if not self._submit(disk, machine, Part(Operation.READ, segment, block, 1), None, done, lambda: None):
+            self._next(disk)
 
-    def _check(self, register: Register, value: object, floor: int) -> None:
+    def _check(self, disk: Disk, register: Register, value: Any, floor: int) -> None:
         if value == ZEROES:
             numbers = register.zeroings
         elif isinstance(value, tuple) and value[0] == register.key:
             numbers = [value[1]]
         else:
             raise self.timeline.violated(f"block {register.key} reads foreign data: {value!r}")
-        fitting = [n for n in numbers if floor <= n <= register.newest and n not in register.dead]
+        least = min(floor, register.floor)  # a loss meanwhile may have lowered it
+        fitting = [n for n in numbers if least <= n <= register.newest and n not in register.dead]
         if not fitting:
             raise self.timeline.violated(
-                f"block {register.key} reads write {numbers}; {floor} was there before,"
+                f"block {register.key} reads write {numbers}; {least} was there before ({register.durable} flushed),"
                 f" {register.newest} is the newest, refused were {sorted(register.dead)}"
             )
-        register.floor = max(register.floor, fitting[0])
+        self._raise(disk, register, fitting[0])
 
-    def _write(self, vdisk: int, path: SimMapper, segment: int, block: int) -> None:
-        register = self.register(vdisk, segment, block)
+    def _raise(self, disk: Disk, register: Register, number: int) -> None:
+        if number > register.floor:
+            register.floor = number
+            if number > register.durable:
+                disk.dirty[register] = None
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def _write(self, disk: Disk, machine: Machine, segment: int, block: int) -> None:
+        register = self._register(disk, segment, block)
         if register.busy:
-            self._next(vdisk)
+            self._next(disk)
             return
         register.busy = True
         register.newest += 1
         number = register.newest
 
-        def done(status: Status, value: object) -> None:
-            self._written([register], [number], status)
-            self._next(vdisk)
+        def done(io: HostIO, status: Status, value: Any) -> None:
+            if status is Status.OK:
+                self.acknowledged += 1
+                self._raise(disk, register, number)
+            else:
+                self.failed += 1
+                if status in NEVER_BEGUN:
+                    register.dead.add(number)
+            self._tell("write", (register.key, number), status, "")
+            self._next(disk)
 
         def settled() -> None:
             register.busy = False
 
-        path.submit(vdisk, Operation.WRITE, segment, block, 1, [(register.key, number)], done, settled)
+        part = Part(Operation.WRITE, segment, block, 1)
+        if not self._submit(disk, machine, part, [(register.key, number)], done, settled):
+            register.newest -= 1
+            register.busy = False
+            self._next(disk)
 
-    def _written(self, registers: list[Register], numbers: list[int], status: Status) -> None:
-        if status is Status.OK:
-            self.acknowledged += 1
-            for register, number in zip(registers, numbers, strict=True):
-                register.floor = max(register.floor, number)
-            return
-        self.failed += 1
-        if status in NEVER_BEGUN:
-            for register, number in zip(registers, numbers, strict=True):
-                register.dead.add(number)
-
-    def _zero(self, vdisk: int, path: SimMapper, segment: int) -> None:
-        """WRITE ZEROES of a whole segment: reclaims it. Afterwards its blocks begin a new life as zeroes."""
-        registers = [self.register(vdisk, segment, block) for block in range(BLOCKS)]
+    def _reclaim(self, disk: Disk, machine: Machine, segment: int, operation: Operation) -> None:
+        """Whole segment: given back. WRITE ZEROES begins new lives as zeroes; UNMAP promises nothing."""
+        registers = [self._register(disk, segment, block) for block in range(BLOCKS)]
         if any(register.busy for register in registers):
-            self._next(vdisk)
+            self._next(disk)
             return
         for register in registers:
             register.busy = True
             register.newest += 1
-            register.zeroings.append(register.newest)
+            register.zeroings = [*register.zeroings[-8:], register.newest]
         numbers = [register.newest for register in registers]
 
-        def done(status: Status, value: object) -> None:
-            unknown = Status.CANCELLED if status is Status.TIMEOUT else status
-            self._written(registers, numbers, unknown)
-            self._next(vdisk)
+        def done(io: HostIO, status: Status, value: Any) -> None:
+            if status is Status.OK:
+                self.acknowledged += 1
+                for register, number in zip(registers, numbers, strict=True):
+                    if operation is Operation.WRITE_ZEROES:
+                        register.durable = max(register.durable, number)
+                        self._raise(disk, register, number)
+            else:
+                self.failed += 1
+            self._tell(operation.name, (disk.number, segment), status, "")
+            self._next(disk)
 
         def settled() -> None:
             for register in registers:
                 register.busy = False
 
-        path.submit(vdisk, Operation.WRITE_ZEROES, segment, 0, BLOCKS, [ZEROES] * BLOCKS, done, settled)
+        part = Part(operation, segment, 0, BLOCKS)
+        if not self._submit(disk, machine, part, [ZEROES] * BLOCKS, done, settled):
+            settled()
+            self._next(disk)
+
+    # --- flushing ----------------------------------------------------------------------------------------------------
+
+    def _flush(self, disk: Disk) -> None:
+        """At every path written through since the last flush that succeeded."""
+        paths = [dataplane for dataplane in disk.written if not dataplane.dead]
+        tables = [self.world.path(dataplane.machine, disk.number) for dataplane in paths]
+        if disk.flushing or not paths or None in tables:
+            self._next(disk)
+            return
+        disk.flushing = True
+        covered = [(register, max(register.floor, register.owed)) for register in disk.dirty]
+        disk.written = {}
+        left, bad, lossy = [len(paths)], [False], [False]
+
+        def done(io: HostIO, status: Status, value: Any) -> None:
+            bad[0] = bad[0] or status is not Status.OK
+            lossy[0] = lossy[0] or io.lossy
+            left[0] -= 1
+            self._tell("flush", disk.number, status, io.lossy)
+            if not left[0]:
+                disk.flushing = False
+                if bad[0]:
+                    disk.written = dict.fromkeys([*paths, *disk.written])
+                else:
+                    self._flushed(disk, covered)
+                if lossy[0]:
+                    self._forgive(disk)
+                self._next(disk)
+
+        for dataplane, table in zip(paths, tables, strict=True):
+            assert table is not None
+            dataplane.submit(table, HostIO(Part(Operation.FLUSH, -1, 0, 0), None, done, lambda: None))
+
+    def _flushed(self, disk: Disk, covered: Iterable[tuple[Register, int]]) -> None:
+        self.acknowledged += 1
+        for register, number in covered:
+            register.durable = max(register.durable, number)
+            register.floor = max(register.floor, register.durable)
+            if register.owed <= register.durable:
+                register.owed = 0
+            if register.floor <= register.durable:
+                disk.dirty.pop(register, None)
+
+    def _forgive(self, disk: Disk) -> None:
+        """The host has been told that what it had not flushed may be lost."""
+        self.flushes_failed += 1
+        for register in disk.registers.values():
+            register.owed = 0
+
+    # --- failures ----------------------------------------------------------------------------------------------------
+
+    def lost(self, container: SimContainer, places: list[Place]) -> None:
+        """A cache is lost: these blocks may show older values now; but a flush must not hide that."""
+        for segment, block in places:
+            owner = self.world.checks.committed.owner.get((container.slot, segment))
+            disk = self.disks.get(owner[0]) if owner is not None else None
+            if disk is not None and owner is not None:
+                register = self._register(disk, owner[1], block)
+                if register.floor > register.durable:
+                    if register.floor > register.unpromised:
+                        register.owed = max(register.owed, register.floor)
+                    register.floor = register.durable
+                    disk.dirty[register] = None
+
+    def path_died(self, machine: Machine) -> None:
+        """A data plane is gone, with what it knew: its hosts must write again what they had not flushed."""
+        for disk in self.disks.values():
+            if machine in disk.machines:
+                disk.written.pop(machine.dataplane, None)
+                self._forgive(disk)
+                for register in disk.dirty:
+                    register.unpromised = register.floor

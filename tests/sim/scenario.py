@@ -1,148 +1,262 @@
-"""One simulated run: a cluster of three mappers and two vdisks, one shared, under a seeded schedule of failures; then
-the failures stop, and everything has to go on."""
+"""Simulated runs: a cluster with shared and private vdisks, tenants that come and go, full containers and new ones,
+under a seeded schedule of failures; then the failures stop, and everything has to come to rest.
+
+Two workloads. `DENSE`: some 250 host I/Os a second, a failure every three seconds. `SPARSE`: a cluster that does
+little, 1.5 host I/Os a second, a failure every two minutes and a tenant every five; it is for many simulated hours.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Final
+
+from controller.core.effects import RefuseOperation
+from tests.sim.failures import Failures
+from tests.sim.hosts import Disk, Load
 from tests.sim.timeline import MS, SECOND
 from tests.sim.world import World
 
-SHARED_SEGMENTS = 24
-PRIVATE_SEGMENTS = 16
-SETTLED_S = 240
-QUIET_IOS = 400
+SETTLED_S: Final = 400
+QUIET_IOS: Final = 60
 
 
-def build(seed: int) -> World:
-    """A working cluster: `shared` at all three mappers, `private` at one."""
-    world = World(seed, {"disk-a": (40, "unknown"), "disk-b": (48, "zeroed")}, mappers=3)
-    world.run(2)
-    for name, contents in (("disk-a", "unknown"), ("disk-b", "zeroed")):
-        world.call("container.add", name=name, agent="store-1", export=name, contents=contents)
-    for name, segments, agents in (
-        ("shared", SHARED_SEGMENTS, ["map-1", "map-2", "map-3"]),
-        ("private", PRIVATE_SEGMENTS, ["map-2"]),
-    ):
-        vdisk = world.call("vdisk.create", name=name, size_bytes=segments * world.segment_size)
-        world.call("vdisk.present", name=name, agents=agents, any_host=True)
-        world.hosts.add(vdisk["number"], segments, [world.mappers[agent] for agent in agents], workers=4)
-    return world
+@dataclass(frozen=True)
+class Workload:
+    """`tenant_ns`: between two new vdisks of tenants; `growth_ns`: until a full cluster gets another container."""
+
+    name: str
+    shared: Load
+    private: Load
+    tenant: Load
+    failure_ns: int
+    tenant_ns: int
+    tenant_life_ns: int
+    audit_ns: int
 
 
-class Failures:
-    """What goes wrong, and when it is put right again. `stop` ends it; what is broken is put right."""
+DENSE: Final = Workload(
+    "dense",
+    Load(4, 22 * MS),
+    Load(3, 22 * MS),
+    Load(2, 30 * MS, writes=0.7, reclaims=0.02),
+    failure_ns=3 * SECOND,
+    tenant_ns=5 * SECOND,
+    tenant_life_ns=8 * SECOND,
+    audit_ns=5 * SECOND,
+)
+SPARSE: Final = Workload(
+    "sparse",
+    Load(1, 1250 * MS),
+    Load(1, 1250 * MS),
+    Load(1, 500 * MS, writes=0.7, reclaims=0.02),
+    failure_ns=120 * SECOND,
+    tenant_ns=300 * SECOND,
+    tenant_life_ns=40 * SECOND,
+    audit_ns=120 * SECOND,
+)
+WORKLOADS: Final = {workload.name: workload for workload in (DENSE, SPARSE)}
 
-    def __init__(self, world: World) -> None:
+
+class Run:
+    """One cluster and its life."""
+
+    def __init__(self, seed: int, workload: Workload = DENSE) -> None:
+        self.workload = workload
+        self.world = World(
+            seed,
+            {
+                "store-1": {"disk-a": (56, "unknown"), "disk-b": (44, "zeroed")},
+                "store-2": {"disk-c": (40, "unknown"), "disk-d": (24, "unknown"), "disk-e": (24, "zeroed")},
+            },
+            mappers=3,
+        )
+        self.timeline = self.world.timeline
+        self.failures: Failures | None = None
+        self.tenants = 0
+        self.tenants_gone = 0
+        self.audits = 0
+        self.grown: list[str] = []
+
+    # --- building ----------------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """`shared` at all three mappers, `private` at one; three of five containers."""
+        world = self.world
+        world.run(3)
+        for exporter, name in (("store-1", "disk-a"), ("store-1", "disk-b"), ("store-2", "disk-c")):
+            self._must(self.add_container(exporter, name))
+        self.create("shared", 24, ["map-1", "map-2", "map-3"], self.workload.shared)
+        self.create("private", 16, ["map-2"], self.workload.private)
+        self.timeline.later(self.workload.audit_ns, self._audit)
+
+    def add_container(self, exporter: str, name: str) -> Any:
+        contents = self.world.exporters[exporter].containers[name].contents
+        force = contents == "unknown"
+        return self.world.call("container.add", name=name, agent=exporter, export=name, contents=contents, force=force)
+
+    def create(self, name: str, segments: int, agents: list[str], load: Load) -> None:
+        world = self.world
+        vdisk = self._must(world.call("vdisk.create", name=name, size_bytes=segments * 16384))
+        self._must(world.call("vdisk.present", name=name, agents=agents, any_host=True))
+        world.hosts.add(Disk(vdisk["number"], segments, [world.mappers[agent] for agent in agents], load))
+
+    def _must(self, result: Any) -> Any:
+        if isinstance(result, RefuseOperation):
+            raise self.timeline.violated(f"refused: {result.code} {result.text}")
+        return result
+
+    # --- tenants -----------------------------------------------------------------------------------------------------
+
+    def begin_trouble(self) -> None:
+        """From now on everything may fail, tenants come and go, and the cluster grows when it is full."""
+        self.failures = Failures(self.world, self.workload.failure_ns)
+        self.timeline.later(self.workload.tenant_ns, self._tenant)
+
+    @property
+    def _in_trouble(self) -> bool:
+        return self.failures is not None and not self.failures.stopped
+
+    def _tenant(self) -> None:
+        """A tenant's vdisk: asked for, used, deleted. Operators ask again until they are told that it is done."""
+        if not self._in_trouble:
+            return
+        self.tenants += 1
+        self.timeline.later(
+            self.timeline.between(self.workload.tenant_ns // 2, 2 * self.workload.tenant_ns), self._tenant
+        )
+        random = self.timeline.random
+        agents = random.sample(sorted(self.world.mappers), 1 + int(random.random() * 2))
+        _Tenant(self, f"tenant-{self.tenants}", 4 + int(random.random() * 24), agents).create()
+        if self.tenants % 4 == 0 and len(self.grown) < 2:
+            name = ("disk-d", "disk-e")[len(self.grown)]
+            self.grown.append(name)
+            self._grow(name)
+
+    def _grow(self, name: str) -> None:
+        contents = self.world.exporters["store-2"].containers[name].contents
+        args = {"name": name, "agent": "store-2", "export": name, "contents": contents, "force": contents == "unknown"}
+        Persistent(self.world, "container.add", args, f"add-{name}", lambda result: None).ask()
+
+    # --- checking ----------------------------------------------------------------------------------------------------
+
+    def _audit(self) -> None:
+        if self.world.audit():
+            self.audits += 1
+            self.timeline.later(self.workload.audit_ns, self._audit)
+        else:
+            self.timeline.later(50 * MS, self._audit)
+
+    def settle(self) -> None:
+        """The failures stop: everything has to go on, and then to come to rest."""
+        world, failures = self.world, self.failures
+        assert failures is not None
+        failures.stop()
+        world.run(45)
+        goal = world.hosts.acknowledged + QUIET_IOS
+        if not world.run(SETTLED_S, lambda: world.hosts.acknowledged >= goal):
+            raise self.timeline.violated(f"I/O does not go on after the failures have stopped: {world.unsettled()}")
+        if not world.run(SETTLED_S, lambda: self.tenants_gone == self.tenants):
+            raise self.timeline.violated(f"of {self.tenants} tenants only {self.tenants_gone} are gone in the end")
+        world.hosts.stopped = True
+        if not world.run(SETTLED_S, world.quiet):
+            raise self.timeline.violated(f"not quiet: {world.unsettled()}")
+        if not world.audit():
+            raise self.timeline.violated("the last audit could not be made")
+        world.audit_space()
+
+    def summary(self) -> str:
+        hosts, world = self.world.hosts, self.world
+        failures = sum(self.failures.counts.values()) if self.failures is not None else 0
+        return (
+            f"{self.timeline.steps} steps, {hosts.acknowledged} host I/Os done, {hosts.failed} failed, "
+            f"{hosts.flushes_failed} losses told, {failures} failures, {world.controller_starts} reigns, "
+            f"{self.tenants} tenants, {world.checks.count} checks, {self.audits} audits"
+        )
+
+
+class Persistent:
+    """A request of an operator who asks again, with the same request id, until it is answered."""
+
+    def __init__(self, world: World, operation: str, args: dict[str, Any], request_id: str, done: Any) -> None:
         self.world = world
-        self.stopped = False
-        self.counts: dict[str, int] = {}
-        self._kinds = [
-            (self._lose_session, 6),
-            (self._kill_data_plane, 3),
-            (self._silence, 3),
-            (self._kill_controller, 3),
-            (self._slow_network, 2),
-            (self._slow_storage, 2),
-            (self._exporter_away, 1),
-            (self._restart_exporter, 1),
-            (self._fence, 1),
-        ]
-        self._later()
+        self.operation = operation
+        self.args = args
+        self.request_id = request_id
+        self.done = done
+        self._token = 0
+        self._asked_ns = 0
 
-    def _later(self) -> None:
-        random = self.world.timeline.random
-        self.world.timeline.later(random.randrange(200 * MS, 6 * SECOND), self._something)
+    def ask(self) -> None:
+        self._token = self.world.ask(self.operation, self.request_id, **self.args)
+        self._asked_ns = self.world.timeline.now_ns
+        self.world.timeline.later(100 * MS, self._look)
 
-    def _something(self) -> None:
-        if self.stopped:
-            return
-        kinds, weights = zip(*self._kinds, strict=True)
-        kind = self.world.timeline.random.choices(kinds, weights)[0]
-        self.counts[kind.__name__] = self.counts.get(kind.__name__, 0) + 1
-        self.world.timeline.note(f"failure: {kind.__name__}")
-        kind()
-        self._later()
-
-    def _mapper(self):  # type: ignore[no-untyped-def]
-        return self.world.timeline.random.choice(list(self.world.mappers.values()))
-
-    def _lose_session(self) -> None:
-        self._mapper().lose_session()
-
-    def _kill_data_plane(self) -> None:
-        self._mapper().crash()
-
-    def _silence(self) -> None:
-        """The daemon hangs, with its connection open: shorter or longer than its lease."""
-        mapper = self._mapper()
-        mapper.silent = True
-        random = self.world.timeline.random
-
-        def wake() -> None:
-            mapper.silent = False
-
-        self.world.timeline.later(random.randrange(SECOND, 25 * SECOND), wake)
-
-    def _kill_controller(self) -> None:
-        if self.world.core is None:
-            return
-        self.world.crash_controller()
-        self.world.timeline.later(self.world.timeline.random.randrange(12 * SECOND), self.world.start_controller)
-
-    def _slow_network(self) -> None:
-        self.world.slow_network = True
-        self.world.timeline.later(5 * SECOND, self._network_back)
-
-    def _network_back(self) -> None:
-        self.world.slow_network = False
-
-    def _slow_storage(self) -> None:
-        self.world.storage.slow = True
-        self.world.timeline.later(5 * SECOND, self._storage_back)
-
-    def _storage_back(self) -> None:
-        self.world.storage.slow = False
-
-    def _exporter_away(self) -> None:
-        exporter = self.world.exporter
-        exporter.away = True
-        exporter.lose_session()
-
-        def back() -> None:
-            exporter.away = False
-
-        self.world.timeline.later(self.world.timeline.random.randrange(20 * SECOND), back)
-
-    def _restart_exporter(self) -> None:
-        self.world.exporter.restart()
-
-    def _fence(self) -> None:
-        if self.world.core is not None:
-            self.world.ask("agent.fence", agent=self._mapper().name)
-
-    def stop(self) -> None:
-        self.stopped = True
+    def _look(self) -> None:
+        timeline = self.world.timeline
+        result = self.world.results.pop(self._token, None)
+        if result is None and timeline.now_ns - self._asked_ns < 35 * SECOND and self.world.core is not None:
+            timeline.later(200 * MS, self._look)
+        elif result is None or (
+            isinstance(result, RefuseOperation) and result.code in ("timeout", "unavailable", "limit", "busy")
+        ):
+            timeline.later(timeline.between(SECOND // 2, 2 * SECOND), self.ask)
+        else:
+            timeline.note(
+                f"{self.operation} {self.request_id}: {'refused' if isinstance(result, RefuseOperation) else 'done'}"
+            )
+            self.done(result)
 
 
-def trouble(seed: int, seconds: float) -> World:
-    """Failures for `seconds` of simulated time; raises Violation."""
-    world = build(seed)
-    failures = Failures(world)
-    world.run(seconds)
-    failures.stop()
-    return world
+class _Tenant:
+    """One vdisk from its creation to its end."""
+
+    def __init__(self, run: Run, name: str, segments: int, agents: list[str]) -> None:
+        self.run = run
+        self.name = name
+        self.segments = segments
+        self.agents = agents
+        self.number = 0
+
+    def _ask(self, operation: str, args: dict[str, Any], then: Any) -> None:
+        Persistent(self.run.world, operation, args, f"{operation}-{self.name}", then).ask()
+
+    def create(self) -> None:
+        self._ask("vdisk.create", {"name": self.name, "size_bytes": self.segments * 16384}, self._created)
+
+    def _created(self, result: Any) -> None:
+        self.number = self.run._must(result)["number"]
+        args = {"name": self.name, "agents": self.agents, "any_host": True}
+        self._ask("vdisk.present", args, self._presented)
+
+    def _presented(self, result: Any) -> None:
+        self.run._must(result)
+        world = self.run.world
+        machines = [world.mappers[agent] for agent in self.agents]
+        world.hosts.add(Disk(self.number, self.segments, machines, self.run.workload.tenant))
+        life = self.run.workload.tenant_life_ns
+        world.timeline.later(world.timeline.between(life // 4, 2 * life), self._leave)
+
+    def _leave(self) -> None:
+        self.run.world.hosts.remove(self.number)
+        self._ask("vdisk.delete", {"name": self.name, "force": True}, self._gone)
+
+    def _gone(self, result: Any) -> None:
+        if isinstance(result, RefuseOperation) and result.code != "not_found":
+            self.run._must(result)
+        self.run.tenants_gone += 1
 
 
-def run(seed: int, seconds: float) -> World:
-    """Trouble for `seconds` of simulated time, then peace; raises Violation."""
-    world = trouble(seed, seconds)
-    world.run(30)
-    for mapper in world.mappers.values():
-        mapper.silent = False
-    goal = world.hosts.acknowledged + QUIET_IOS
-    if not world.run(SETTLED_S, lambda: world.hosts.acknowledged >= goal):
-        raise world.timeline.violated("I/O does not go on after the failures have stopped")
-    world.hosts.stopped = True
-    if not world.run(SETTLED_S, world.quiet):
-        raise world.timeline.violated(f"not quiet: {world.unsettled()}")
-    world.audit()
-    return world
+def trouble(seed: int, seconds: float, workload: Workload = DENSE) -> Run:
+    """A cluster under failures for `seconds` of simulated time; raises Violation."""
+    run = Run(seed, workload)
+    run.build()
+    run.begin_trouble()
+    run.world.run(seconds)
+    return run
+
+
+def run(seed: int, seconds: float, workload: Workload = DENSE) -> Run:
+    """The same, then peace and rest; raises Violation."""
+    done = trouble(seed, seconds, workload)
+    done.settle()
+    return done

@@ -1,7 +1,8 @@
-"""The simulation: seeded histories of a cluster under failures hold every invariant, go on afterwards, and repeat.
+"""The simulation: seeded histories of a cluster under failures hold every invariant, come to rest, and repeat.
 
-It has taught that a fenced data plane goes on answering reads of ZERO until its lease ends, and that a zeroing which a
-host has given up must not be carried out after its next write; both are kept as tests of the core.
+It has taught that a fenced data plane goes on answering reads of ZERO until its lease ends, that a zeroing which a host
+has given up must not be carried out after its next write, and that a folded store gives back more segments than a
+container has; all are kept as tests of the core. Broken variants show that the simulation can fail.
 """
 
 from __future__ import annotations
@@ -9,16 +10,58 @@ from __future__ import annotations
 import pytest
 
 from tests.sim import scenario
+from tests.sim.__main__ import catch
+from tests.sim.mutants import MUTANTS
+from tests.sim.scenario import DENSE, SPARSE, WORKLOADS
+from tests.sim.seeds import ONCE_FAILED
 
-SECONDS = 45
+QUICK_MUTANTS = ("reply-before-commit", "no-barrier", "reuse-unzeroed")
 
 
-@pytest.mark.parametrize("seed", [6, 9, 101, 102])
-def test_a_history_with_failures(seed: int) -> None:
-    world = scenario.run(seed, SECONDS)
-    assert world.hosts.acknowledged > 1000
-    assert world.checks.count > 1000
+@pytest.mark.parametrize("seed", [101, 102])
+def test_a_dense_history_with_failures(seed: int) -> None:
+    done = scenario.run(seed, 40, DENSE)
+    assert done.world.hosts.acknowledged > 2000
+    assert done.world.checks.count > 5000
+
+
+def test_a_long_sparse_history_with_failures() -> None:
+    done = scenario.run(7, 1800, SPARSE)
+    assert done.world.hosts.acknowledged > 1000
+    assert done.audits > 5
+
+
+@pytest.mark.parametrize(("seed", "seconds", "workload"), ONCE_FAILED)
+def test_what_failed_once(seed: int, seconds: float, workload: str) -> None:
+    scenario.run(seed, seconds, WORKLOADS[workload])
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
-    assert scenario.trouble(3, 15).timeline.digest() == scenario.trouble(3, 15).timeline.digest()
+    first, second = (scenario.trouble(3, 15).timeline for _ in range(2))
+    assert first.digest() == second.digest()
+    assert first.digest() != scenario.trouble(4, 15).timeline.digest()
+
+
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name in QUICK_MUTANTS], ids=lambda m: m.name)
+def test_a_broken_variant_is_caught(mutant: object) -> None:
+    tried, seed, words = catch(mutant, seeds=3)  # type: ignore[arg-type]
+    assert seed >= 0, f"{tried} seeds: {words}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_every_broken_variant_is_caught(mutant: object) -> None:
+    tried, seed, words = catch(mutant)  # type: ignore[arg-type]
+    assert seed >= 0, f"{tried} seeds: {words}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(200, 230))
+def test_many_dense_histories(seed: int) -> None:
+    scenario.run(seed, 120, DENSE)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(300, 306))
+def test_many_simulated_hours(seed: int) -> None:
+    scenario.run(seed, 4 * 3600, SPARSE)

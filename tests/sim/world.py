@@ -1,7 +1,7 @@
-"""The simulated world: the real controller core on a memory store, reference data planes, hosts, and what goes wrong.
+"""The simulated world: the real controller core on a memory store, real agent cores, real planes, hosts, and failures.
 
-Every step is driven by one seed. A controller that crashes keeps what its store has committed; commits under way may or
-may not have happened. Connections break, messages are late, agents fall silent, data planes die, exporters are away.
+Everything is driven by one seed. A controller that crashes keeps what its store has committed; of the commits under way
+a prefix may have happened. Between steps the checkers of `checks` and `hosts` hold; `audit` compares everything.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from typing import Any
 from uuid import UUID
 
 from channel import messages as m
-from channel.codec import decode, encode
 from channel.values import Header
 from controller.config import Limits, Timing
 from controller.core import effects as fx
 from controller.core.machine import Controller
 from controller.store.interface import Batch
 from controller.store.memory import MemoryDisk, MemoryStore
-from mapping.status import Status
+from controller.store.records import SegmentState
+from mapping.entry import has_location, segment_of, slot_of
+from spdk_rpc.methods.bdev_nvme import Path
 from tests.sim.checks import Checks
 from tests.sim.hosts import Hosts
-from tests.sim.mapper import SimMapper
-from tests.sim.storage import SEGMENT_SIZE, SimContainer, Storage
-from tests.sim.timeline import MS, SECOND, Pipe, Timeline
+from tests.sim.machine import DRIFT_PPM, Machine
+from tests.sim.network import END, Network, Wire
+from tests.sim.storage import SEGMENT_SIZE, Pair, SimContainer, Storage
+from tests.sim.timeline import MS, SECOND, Alarm, Clock, Timeline
 
 LIMITS = Limits(
     segment_size=SEGMENT_SIZE,
@@ -34,187 +36,111 @@ LIMITS = Limits(
     extent_segments=8,
     read_ahead_segments=8,
     allocate_ahead_segments=4,
+    requests_kept=64,
+    events_kept=50,
 )
-
-
-class SimExporter:
-    """Agent `name` in role exporter: the daemon of a container host."""
-
-    roles = 2
-
-    def __init__(self, world: World, name: str) -> None:
-        self.world = world
-        self.name = name
-        self.session = 0
-        self.away = False
-        self.instance = world.timeline.random.getrandbits(128).to_bytes(16, "little")
-        self._tick()
-
-    def _tick(self) -> None:
-        if not self.session and not self.away:
-            self.session = self.world.connect(self)
-            if self.session:
-                hello = m.Hello(1, 1, self.roles, self.instance, self.name, "simulated", ())
-                self.world.to_controller(self.session, Header(), hello, 0)
-        self.world.timeline.later(100 * MS, self._tick)
-
-    def session_lost(self, session: int) -> None:
-        if session == self.session:
-            self.session = 0
-
-    def lose_session(self) -> None:
-        if self.session:
-            self.world.cut(self.session)
-        self.session = 0
-
-    def restart(self) -> None:
-        """The container host's target is started anew: every allow-list is empty, every queue pair gone."""
-        self.world.timeline.note(f"{self.name} restarts")
-        self.lose_session()
-        self.instance = self.world.timeline.random.getrandbits(128).to_bytes(16, "little")
-        for container in self.world.storage.containers.values():
-            container.allowed.clear()
-
-    def received(self, session: int, header: Header, message: Any, attempt: int) -> None:
-        if session != self.session or self.away:
-            return
-        if isinstance(message, m.Welcome):
-            if message.status is Status.OK:
-                self._say_exports()
-            elif message.status is Status.STALE_INCARNATION:
-                self.restart()
-            return
-        if isinstance(message, m.AllowHost | m.DenyHost):
-            container = self.world.storage.containers[message.subnqn]
-            status = Status.OK
-            if isinstance(message, m.AllowHost):
-                container.allowed.add(message.hostnqn)
-            elif self.world.timeline.random.random() < 0.2:
-                status = Status.NOT_FENCED
-            else:
-                container.allowed.discard(message.hostnqn)
-            self.world.to_controller(session, Header(), m.Done(status, ""), attempt)
-
-    def _say_exports(self) -> None:
-        containers = list(self.world.storage.containers.values())
-        for container in containers:
-            export = m.Export(
-                1,
-                4096,
-                container.segment_count * SEGMENT_SIZE // 4096,
-                container.uuid.bytes,
-                container is containers[-1],
-                container.name,
-                "127.0.0.1",
-                "4420",
-                "TCP",
-                container.subnqn,
-            )
-            self.world.to_controller(self.session, Header(), export, 0)
+FOLD_EVERY = 64
 
 
 class World:
-    """One cluster. `calls` are operators' requests, answered in `results` by token."""
+    """One cluster: containers by exporter (`{"store-1": {"disk-a": (segments, contents)}}`), and mappers."""
 
-    def __init__(self, seed: int, containers: dict[str, tuple[int, str]], mappers: int) -> None:
+    def __init__(self, seed: int, exporters: dict[str, dict[str, tuple[int, str]]], mappers: int) -> None:
         self.timeline = Timeline(seed)
+        self.network = Network(self.timeline)
         self.storage = Storage(self.timeline)
-        for index, (name, (segments, contents)) in enumerate(containers.items()):
-            self.storage.containers[f"nqn.2026-11.io.segmap:container:{name}"] = SimContainer(
-                name, segments, UUID(int=1000 + index), contents
-            )
+        self.chaos = False
         self.disk = MemoryDisk(cluster=UUID(int=seed + 1))
         self.core: Controller | None = None
         self.store: MemoryStore | None = None
-        self.commits: deque[tuple[Batch, int]] = deque()
+        self.commits: deque[Batch] = deque()
         self.reign = 0
-        self.sessions = 0
-        self.ends: dict[int, tuple[Any, Pipe, Pipe]] = {}
+        self.commits_done = 0
+        self.controller_starts = 0
         self.results: dict[int, Any] = {}
-        self.tokens = 0
+        self.machines: dict[str, Machine] = {}
+        self.mappers: dict[str, Machine] = {}
+        self.exporters: dict[str, Machine] = {}
         self.checks = Checks(self)
-        self.hosts = Hosts(self.timeline)
-        self.mappers: dict[str, SimMapper] = {}
-        self.slow_network = False
+        self.hosts = Hosts(self)
+        self.partitioned: set[str] = set()
+        self._sessions = 0
+        self._tokens = 0
+        self._containers: dict[int, SimContainer] = {}
+        self._clock = Clock(self.timeline, DRIFT_PPM)
+        self._alarm = Alarm(self.timeline, self._clock, lambda: self.step(fx.TimePassed()))
         self._numbers: dict[str, int] = {}
-        self._vdisks: dict[str, int] = {}
-        self._slots: dict[int, str] = {}
         self.start_controller()
-        self.exporter = SimExporter(self, "store-1")
+        for name, containers in exporters.items():
+            made = [SimContainer(self.timeline, disk, *what) for disk, what in containers.items()]
+            self.machines[name] = self.exporters[name] = Machine(self, name, False, made)
         for index in range(mappers):
             name = f"map-{index + 1}"
-            self.mappers[name] = SimMapper(self, name)
+            self.machines[name] = self.mappers[name] = Machine(self, name, True, [])
 
     # --- the controller ----------------------------------------------------------------------------------------------
 
     def start_controller(self) -> None:
+        if self.core is not None:
+            return
         self.store = MemoryStore.open(self.disk)
         self.store.new_term()
         state = self.store.load()
         self.reign += 1
+        self.controller_starts += 1
+        self._clock = Clock(self.timeline, DRIFT_PPM)
+        self._alarm = Alarm(self.timeline, self._clock, lambda: self.step(fx.TimePassed()))
         random = self.timeline.random
-        self.core = Controller(
-            state, Timing(), LIMITS, lambda: UUID(int=random.getrandbits(128)), self.controller_clock()
-        )
+        self.core = Controller(state, Timing(), LIMITS, lambda: UUID(int=random.getrandbits(128)), self._clock())
         self.timeline.note(f"controller starts, term {state.term}")
+        self.compare_with_store()
         self.step(fx.TimePassed())
-
-    def controller_clock(self) -> int:
-        return self.timeline.now_ns * 1001 // 1000
 
     def crash_controller(self) -> None:
         """SIGKILL: of the commits under way a prefix has happened."""
+        if self.core is None or self.store is None:
+            return
         self.timeline.note("controller is killed")
-        assert self.store is not None
-        done = self.timeline.random.randrange(len(self.commits) + 1)
-        for _ in range(done):
-            self._commit_one(tell=False)
+        for _ in range(self.timeline.between(0, len(self.commits))):
+            self.commit_one(tell=False)
         self.commits.clear()
         self.core = None
         self.store.close()
         self.store = None
         self.disk.crash()
-        for session in list(self.ends):
-            self.cut(session)
+        for wire in list(self.network.wires.values()):
+            wire.controller_dies()
+        self.network.wires.clear()
 
     def step(self, event: fx.Event) -> None:
         core = self.core
         if core is None:
             return
-        for effect in core.step(event, self.controller_clock()):
+        for effect in core.step(event, self._clock()):
             self._execute(effect)
-        self._arm()
-
-    def _arm(self) -> None:
-        core, reign = self.core, self.reign
-        if core is None:
-            return
-        deadline = core.next_deadline()
-        if deadline is not None:
-            when = -(-deadline * 1000 // 1001)
-            self.timeline.at(max(when, self.timeline.now_ns + MS), lambda: self._timer(reign))
-
-    def _timer(self, reign: int) -> None:
-        core = self.core
-        if core is None or reign != self.reign:
-            return
-        deadline = core.next_deadline()
-        if deadline is not None and deadline <= self.controller_clock():
-            self.step(fx.TimePassed())
+        if self.core is not None:
+            self._alarm.set(core.next_deadline())
 
     def _execute(self, effect: fx.Effect) -> None:
-        if isinstance(effect, fx.Persist):
-            self.commits.append((effect.batch, self.reign))
-            self.timeline.later(self.timeline.random.randrange(2 * MS), self._commit_next)
-        elif isinstance(effect, fx.Send | fx.Welcome):
-            end = self.ends.get(effect.session)
-            if end is not None:
+        if isinstance(effect, fx.Send | fx.Welcome):
+            wire = self.network.wires.get(effect.session)
+            if wire is not None:
                 attempt = effect.attempt if isinstance(effect, fx.Send) else 0
-                end[1].send((effect.header, effect.message, attempt))
+                message = effect.message
+                if isinstance(effect, fx.Send):
+                    message = self.network.as_sent(message, effect.header)
+                else:
+                    self._numbers[wire.peer] = message.agent_number or self._numbers.get(wire.peer, 0)
+                wire.down.send((effect.header, message, attempt))
+        elif isinstance(effect, fx.Persist):
+            self.commits.append(effect.batch)
+            self.timeline.later(self.timeline.between(MS // 20, 2 * MS), self._commit_next, self.reign)
         elif isinstance(effect, fx.Close):
             self.timeline.note(f"controller closes session {effect.session}: {effect.status.name} {effect.detail}")
-            session = effect.session
-            self.timeline.later(5 * MS, lambda: self.cut(session))
+            wire = self.network.wires.pop(effect.session, None)
+            if wire is not None:
+                wire.controller_closes((Header(), m.Goodbye(effect.status, m.short(effect.detail)), 0))
+            self.timeline.later(MS, self.step, fx.SessionEnded(effect.session))
         elif isinstance(effect, fx.Reply):
             self.results[effect.token] = effect.result
         elif isinstance(effect, fx.RefuseOperation):
@@ -224,145 +150,203 @@ class World:
         elif isinstance(effect, fx.Depose):
             raise self.timeline.violated(f"deposed: {effect.reason}")
 
-    def _commit_next(self) -> None:
-        if self.commits and self.core is not None:
-            self._commit_one(tell=True)
+    def _commit_next(self, reign: int) -> None:
+        if self.commits and self.core is not None and reign == self.reign:
+            self.commit_one(tell=True)
 
-    def _commit_one(self, tell: bool) -> None:
+    def commit_one(self, tell: bool) -> None:
+        """The oldest batch is durable."""
         assert self.store is not None
-        batch, reign = self.commits.popleft()
+        batch = self.commits.popleft()
         self.store.commit([batch], self.store.term)
         self.checks.batch(batch)
-        if tell and reign == self.reign:
+        self.commits_done += 1
+        if self.commits_done % FOLD_EVERY == 0:
+            while self.store.fold():
+                pass
+        if tell:
             self.step(fx.BatchCommitted(batch.id))
 
     # --- the network -------------------------------------------------------------------------------------------------
 
-    def _delay(self) -> int:
-        random = self.timeline.random
-        if self.slow_network and random.random() < 0.02:
-            return random.randrange(4 * SECOND)
-        return 50_000 + random.randrange(2 * MS)
+    def connect(self, machine: Machine, received: Callable[[Wire, Any], None]) -> Wire | None:
+        """A new session of an agent; None if the controller is not there."""
+        if self.core is None or machine.name in self.partitioned:
+            return None
+        self._sessions += 1
+        wire = Wire(self.network, self._sessions, machine.name, received, self._from_agent)
+        self.timeline.note(f"{machine.name} connects, session {wire.number}")
+        self.step(fx.SessionOpened(wire.number, machine.name))
+        return wire
 
-    def connect(self, end: Any) -> int:
-        """A new session of an agent, 0 if the controller is not there."""
-        if self.core is None:
-            return 0
-        self.sessions += 1
-        session = self.sessions
-        down = Pipe(self.timeline, lambda item: self._deliver(end, session, item), self._delay)
-        up = Pipe(self.timeline, lambda item: self.step(item), self._delay)  # type: ignore[arg-type]
-        self.ends[session] = (end, down, up)
-        up.send(fx.SessionOpened(session, end.name))
-        return session
-
-    def _deliver(self, end: Any, session: int, item: Any) -> None:
+    def _from_agent(self, wire: Wire, item: Any) -> None:
+        if wire.number not in self.network.wires:
+            return
+        if item is END:
+            del self.network.wires[wire.number]
+            self.step(fx.SessionEnded(wire.number))
+            return
         header, message, attempt = item
-        end.received(session, header, message, attempt)
-
-    def to_controller(self, session: int, header: Header, message: Any, attempt: int) -> None:
-        end = self.ends.get(session)
-        if end is None:
-            return
         if attempt:
-            end[2].send(fx.ResponseReceived(session, attempt, message))
-            return
-        frame = decode(encode(message, header._replace(request_id=1 if isinstance(message, m.Hello) else 0)))
-        end[2].send(fx.MessageReceived(session, header, frame.message))
+            self.step(fx.ResponseReceived(wire.number, attempt, message))
+        else:
+            self.step(fx.MessageReceived(wire.number, header, message))
 
-    def cut(self, session: int) -> None:
-        """Both ends notice that the connection is gone; what was under way is lost."""
-        end = self.ends.pop(session, None)
-        if end is None:
-            return
-        agent, down, up = end
-        down.cut()
-        up.cut()
-        agent.session_lost(session)
-        self.timeline.later(self.timeline.random.randrange(20 * MS), lambda: self.step(fx.SessionEnded(session)))
+    def connect_container(self, path: Path) -> Pair | None:
+        """A data plane connects to a container, if it is let in."""
+        exporter = self.exporters.get(path.traddr)
+        if exporter is None or not exporter.alive or exporter.target.dead:
+            return None
+        if self.storage.frozen_until_ns > self.timeline.now_ns:
+            return None
+        subsystem = exporter.target.subsystems.get(path.subnqn)
+        if subsystem is None or path.hostnqn not in subsystem.hosts or not subsystem.listeners:
+            return None
+        bdev = exporter.target.bdevs.get(next(iter(subsystem.namespaces.values()), ""))
+        if bdev is None:
+            return None
+        pair = Pair(bdev, path.hostnqn)
+        subsystem.pairs.append(pair)
+        return pair
+
+    def lets_in(self, slot: int, hostnqn: str) -> bool:
+        """True if a queue pair of this host at the container lives."""
+        container = self.container(slot)
+        return any(
+            pair.alive and pair.hostnqn == hostnqn and pair.container is container
+            for exporter in self.exporters.values()
+            for subsystem in exporter.target.subsystems.values()
+            for pair in subsystem.pairs
+        )
 
     # --- names -------------------------------------------------------------------------------------------------------
 
-    def _agent_number(self, name: str) -> int:
-        core = self.core
-        if core is not None and name in core.cluster.agents_by_name:
-            self._numbers[name] = core.cluster.agents_by_name[name].number
-        return self._numbers.get(name, 0)
+    def table_id(self, vdisk: int, machine: Machine) -> int:
+        return vdisk << 32 | self._numbers.get(machine.name, 0)
 
-    def table_id(self, vdisk: int, mapper: SimMapper) -> int:
-        return vdisk << 32 | self._agent_number(mapper.name)
+    def path(self, machine: Machine, vdisk: int) -> int | None:
+        """The table through which hosts reach a vdisk there, None if they do not."""
+        table = vdisk << 32 | self._numbers.get(machine.name, 0)
+        target = machine.target
+        name = target.tables.get(table)
+        if name is None or target.dead:
+            return None
+        for subsystem in target.subsystems.values():
+            if name in subsystem.namespaces.values() and subsystem.listeners:
+                return table
+        return None
 
-    def vdisk_number(self, subnqn: str) -> int:
-        for vdisk in self.core.cluster.vdisks.values() if self.core is not None else ():
-            if vdisk.subnqn == subnqn:
-                self._vdisks[subnqn] = vdisk.number
-        return self._vdisks.get(subnqn, 0)
-
-    def container_of(self, slot: int) -> SimContainer:
-        core = self.core
-        if core is not None and slot in core.cluster.containers:
-            self._slots[slot] = core.cluster.containers[slot].subnqn
-        return self.storage.containers[self._slots[slot]]
+    def container(self, slot: int) -> SimContainer:
+        found = self._containers.get(slot)
+        if found is None:
+            every = [one for machine in self.exporters.values() for one in machine.containers.values()]
+            found = self._containers[slot] = next(one for one in every if one.slot == slot)
+        return found
 
     # --- operators ---------------------------------------------------------------------------------------------------
 
     def ask(self, operation: str, request_id: str = "", **args: Any) -> int:
         """Ask now; the result comes in `results`."""
-        self.tokens += 1
-        self.step(fx.OperationRequested(self.tokens, operation, args, request_id))
-        return self.tokens
+        self._tokens += 1
+        self.step(fx.OperationRequested(self._tokens, operation, args, request_id))
+        return self._tokens
 
-    def call(self, operation: str, request_id: str = "", timeout_ns: int = 60 * SECOND, **args: Any) -> Any:
+    def call(self, operation: str, timeout_ns: int = 60 * SECOND, **args: Any) -> Any:
         """Ask, and run until it is answered; a refusal comes back as the RefuseOperation effect."""
-        token = self.ask(operation, request_id, **args)
-        met = self.timeline.run_until(self.timeline.now_ns + timeout_ns, lambda: token in self.results)
-        if not met:
+        token = self.ask(operation, "", **args)
+        if not self.timeline.run_until(self.timeline.now_ns + timeout_ns, lambda: token in self.results):
             raise self.timeline.violated(f"{operation} was never answered")
         return self.results.pop(token)
 
-    # --- the end -----------------------------------------------------------------------------------------------------
+    def run(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> bool:
+        return self.timeline.run_until(self.timeline.now_ns + int(seconds * SECOND), enough)
 
-    @property
-    def segment_size(self) -> int:
-        return SEGMENT_SIZE
+    # --- audits ------------------------------------------------------------------------------------------------------
 
     def unsettled(self) -> list[str]:
         """What is still under way."""
         core = self.core
         if core is None:
             return ["the controller is down"]
-        found = [f"{mapper.name} has I/O" for mapper in self.mappers.values() if mapper.ios]
-        found += [f"{mapper.name} is not admitted" for mapper in self.mappers.values() if not mapper.admitted]
+        found = [f"{name} has I/O" for name, machine in self.mappers.items() if machine.dataplane.ios]
+        for agent in core.cluster.agents.values():
+            if not agent.admitted:
+                found.append(f"{agent.name} is not admitted")
+            if agent.queue or agent.sent:
+                found.append(f"{agent.name} has commands")
         for vdisk in core.cluster.vdisks.values():
             found += [f"{vdisk.name} segment {segment} is changing" for segment in vdisk.changing]
-        found += ["commits" for _ in self.commits]
-        return found
+        return found + ["commits" for _ in self.commits]
 
     def quiet(self) -> bool:
         return not self.unsettled()
 
-    def audit(self) -> None:
-        """The whole truth, compared: the core's, the checker's, and what the store would load."""
-        assert self.core is not None and self.store is not None
-        image, committed, stored = self.core.cluster.image, self.checks.committed, self.store.load().image
-        owned: dict[tuple[int, int], tuple[int, int]] = {}
-        for vdisk in self.core.cluster.vdisks.values():
-            mine = image.entries(vdisk.number, 0, vdisk.segment_count)
-            for other in (committed, stored):
-                if other.entries(vdisk.number, 0, vdisk.segment_count) != mine:
-                    raise self.timeline.violated(f"the tables of {vdisk.name} differ")
-            for segment, entry in enumerate(mine):
-                if entry & 13 == 1:
-                    owned[entry >> 4 & 4095, entry >> 16] = (vdisk.number, segment)
-        for container in self.core.cluster.containers.values():
-            states = image.segments[container.slot]
-            if bytes(stored.segments[container.slot]) != bytes(states)[: len(stored.segments[container.slot])]:
-                raise self.timeline.violated(f"the segment states of {container.name} differ from the store's")
-            for segment, state in enumerate(states):
-                if (state == 2) != ((container.slot, segment) in owned):
-                    raise self.timeline.violated(f"{container.name} segment {segment} has state {state}: leaked")
-        if owned != self.checks.committed.owner:
-            raise self.timeline.violated("locations and owners differ")
+    def compare_with_store(self) -> None:
+        """What the store would load is what was committed, entry by entry and segment by segment."""
+        assert self.store is not None
+        committed, stored = self.checks.committed, self.store.load().image
+        for vdisk in committed.tables.keys() | stored.tables.keys():
+            mine, theirs = committed.tables.get(vdisk, {}), stored.tables.get(vdisk, {})
+            for chunk in mine.keys() | theirs.keys():
+                start = chunk << 12
+                if committed.entries(vdisk, start, 4096) != stored.entries(vdisk, start, 4096):
+                    raise self.timeline.violated(f"the store's table of vdisk {vdisk} is not what was committed")
+        self._same_states(committed.segments, stored.segments, "the store")
 
-    def run(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> bool:
-        return self.timeline.run_until(self.timeline.now_ns + int(seconds * SECOND), enough)
+    def _same_states(self, mine: dict[int, bytearray], theirs: dict[int, bytearray], whose: str) -> None:
+        for slot in mine.keys() | theirs.keys():
+            ours, others = bytes(mine.get(slot, b"")).rstrip(b"\0"), bytes(theirs.get(slot, b"")).rstrip(b"\0")
+            if ours != others:
+                raise self.timeline.violated(f"{whose} has other segment states of slot {slot} than were committed")
+
+    def audit(self) -> bool:
+        """The whole truth, compared, if no commit is under way; every segment accounted for."""
+        core = self.core
+        if core is None or self.commits:
+            return False
+        image, committed = core.cluster.image, self.checks.committed
+        owned: dict[tuple[int, int], tuple[int, int]] = {}
+        for vdisk in core.cluster.vdisks.values():
+            mine = image.entries(vdisk.number, 0, vdisk.segment_count)
+            if committed.entries(vdisk.number, 0, vdisk.segment_count) != mine:
+                raise self.timeline.violated(f"the table of {vdisk.name} is not what was committed")
+            for segment, entry in enumerate(mine):
+                if has_location(entry):
+                    owned[slot_of(entry), segment_of(entry)] = (vdisk.number, segment)
+        if owned != committed.owner:
+            raise self.timeline.violated("locations and owners differ")
+        self._same_states(committed.segments, image.segments, "the controller")
+        self._audit_states(owned)
+        return True
+
+    def _audit_states(self, owned: dict[tuple[int, int], tuple[int, int]]) -> None:
+        """MAPPED means mapped; ZEROING and QUARANTINED means in a job; the rest is free, or the label."""
+        assert self.core is not None
+        cluster = self.core.cluster
+        jobs = {
+            (job.payload["slot"], segment)  # type: ignore[index,call-overload]
+            for job in cluster.zeroing.jobs.values()
+            for start, count in job.payload["runs"]  # type: ignore[index,call-overload]
+            for segment in range(start, start + count)
+        }
+        for slot, states in cluster.image.segments.items():
+            for segment, state in enumerate(states):
+                where = (slot, segment)
+                if (state == SegmentState.MAPPED) != (where in owned):
+                    raise self.timeline.violated(f"segment {where} is {SegmentState(state).name}: leaked")
+                if (state in (SegmentState.ZEROING, SegmentState.QUARANTINED)) != (where in jobs):
+                    raise self.timeline.violated(f"segment {where} is {SegmentState(state).name}, its job is not there")
+
+    def audit_space(self) -> None:
+        """At rest: what may be allocated is exactly what is free."""
+        assert self.core is not None
+        cluster = self.core.cluster
+        for slot, space in cluster.allocator.spaces.items():
+            states = cluster.image.segments[slot]
+            container = cluster.containers[slot]
+            reserved = sum(extent.end - extent.next for extent in cluster.allocator._extents if extent.slot == slot)
+            zeroed = states.count(SegmentState.ZEROED)
+            free = states.count(SegmentState.FREE) + container.segment_count - len(states)
+            if space.zeroed.total + reserved != zeroed or space.free.total != free:
+                have = f"{space.zeroed.total}+{reserved} zeroed, {space.free.total} free"
+                raise self.timeline.violated(f"slot {slot} has {zeroed} zeroed, {free} free; allocator: {have}")

@@ -1,0 +1,189 @@
+"""What goes wrong, and when it is put right again: every failure is drawn from one seed, ends by itself, and may meet
+any other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from tests.sim.machine import Machine
+from tests.sim.timeline import MS, SECOND
+from tests.sim.world import World
+
+NOTICED_NS: Final = 15 * SECOND
+
+
+class Failures:
+    """`pause_ns`: between two failures, on average. `stop` ends it; what is broken is put right in its own time."""
+
+    def __init__(self, world: World, pause_ns: int) -> None:
+        self.world = world
+        self.timeline = world.timeline
+        self.pause_ns = pause_ns
+        self.counts: Counter[str] = Counter()
+        self.stopped = False
+        world.chaos = True
+        self._kinds: list[tuple[Callable[[], None], int]] = [
+            (self.break_session, 5),
+            (self.hang_daemon, 4),
+            (self.partition, 4),
+            (self.kill_data_plane, 4),
+            (self.kill_controller, 4),
+            (self.past_returns, 8),
+            (self.kill_daemon, 2),
+            (self.break_socket, 2),
+            (self.fail_mapper, 1),
+            (self.fail_container_host, 2),
+            (self.kill_exporter_target, 1),
+            (self.freeze_storage, 1),
+            (self.slow_storage, 2),
+            (self.slow_network, 2),
+            (self.drop_hosts, 1),
+            (self.fence, 1),
+        ]
+        self._later()
+
+    def stop(self) -> None:
+        """No more of it."""
+        self.stopped = True
+        self.world.chaos = False
+
+    def _later(self) -> None:
+        self.timeline.later(self.timeline.between(self.pause_ns // 20, 2 * self.pause_ns), self._something)
+
+    def _something(self) -> None:
+        if self.stopped:
+            return
+        kinds, weights = zip(*self._kinds, strict=True)
+        (kind,) = self.timeline.random.choices(kinds, weights)
+        name = kind.__name__
+        self.counts[name] += 1
+        self.timeline.note(f"failure: {name}")
+        kind()
+        if self.timeline.chance(0.2):  # failures like company
+            self.timeline.later(self.timeline.between(0, 300 * MS), self._something)
+        else:
+            self._later()
+
+    def _mapper(self) -> Machine:
+        return self.timeline.random.choice(list(self.world.mappers.values()))
+
+    def _exporter(self) -> Machine:
+        return self.timeline.random.choice(list(self.world.exporters.values()))
+
+    def _anybody(self) -> Machine:
+        return self._exporter() if self.timeline.chance(0.25) else self._mapper()
+
+    # --- sessions and daemons ----------------------------------------------------------------------------------------
+
+    def break_session(self) -> None:
+        wire = self._anybody().daemon.wire
+        if wire is not None:
+            wire.break_off()
+
+    def hang_daemon(self) -> None:
+        """SIGSTOP: shorter or longer than its lease; SIGCONT: it goes on where it was."""
+        machine = self._anybody()
+        daemon, lasting = machine.daemon, self.timeline.between(SECOND, 25 * SECOND)
+        daemon.hang()
+        self.timeline.later(lasting, daemon.go_on)
+        self._echoes(machine, lasting + 5 * SECOND)
+
+    def partition(self) -> None:
+        """The network between an agent and the controller, both ways or only one."""
+        machine = self._anybody()
+        wire = machine.daemon.wire
+        lasting = self.timeline.between(SECOND // 2, 30 * SECOND)
+        self._echoes(machine, lasting + 5 * SECOND)
+        self.world.partitioned = self.world.partitioned | {machine.name}
+        self.timeline.later(lasting, self._heal, machine.name)
+        if wire is None:
+            return
+        pipes = self.timeline.random.choice([(wire.up, wire.down), (wire.up,), (wire.down,)])
+        for pipe in pipes:
+            pipe.held = True
+            self.timeline.later(lasting, pipe.release)
+        if lasting > NOTICED_NS:
+            self.timeline.later(NOTICED_NS, wire.break_off)
+
+    def _heal(self, name: str) -> None:
+        self.world.partitioned = self.world.partitioned - {name}
+
+    def kill_daemon(self) -> None:
+        machine = self._anybody()
+        if machine.alive:
+            machine.kill_daemon()
+
+    def break_socket(self) -> None:
+        self._mapper().daemon.lose_data_plane()
+
+    def past_returns(self) -> None:
+        """Messages come a second time, or long after their session has ended."""
+        machine = self._mapper()
+        for _ in range(6):
+            machine.past_returns()
+
+    def _echoes(self, machine: Machine, lasting_ns: int) -> None:
+        """The same, now and then in a time in which it is most likely to hurt."""
+        for _ in range(8):
+            self.timeline.later(self.timeline.between(0, lasting_ns), machine.past_returns)
+
+    def slow_network(self) -> None:
+        self.world.network.slow = True
+        self.timeline.later(5 * SECOND, self._network_back)
+
+    def _network_back(self) -> None:
+        self.world.network.slow = False
+
+    # --- processes and machines --------------------------------------------------------------------------------------
+
+    def kill_data_plane(self) -> None:
+        machine = self._mapper()
+        if machine.alive:
+            machine.kill_target("SIGKILL")
+            self._echoes(machine, 8 * SECOND)
+
+    def fail_mapper(self) -> None:
+        self._mapper().fail(self.timeline.between(SECOND, 20 * SECOND))
+
+    def fail_container_host(self) -> None:
+        """Power: caches are lost, allow-lists too."""
+        self._exporter().fail(self.timeline.between(SECOND // 2, 8 * SECOND))
+
+    def kill_exporter_target(self) -> None:
+        machine = self._exporter()
+        if machine.alive:
+            machine.kill_target("SIGKILL")
+
+    def kill_controller(self) -> None:
+        self.world.crash_controller()
+        lasting = self.timeline.between(0, 12 * SECOND)
+        self.timeline.later(lasting, self.world.start_controller)
+        for machine in self.world.mappers.values():
+            self._echoes(machine, lasting + 3 * SECOND)
+
+    def fence(self) -> None:
+        """An operator does it."""
+        if self.world.core is not None:
+            self.world.ask("agent.fence", agent=self._mapper().name)
+
+    # --- storage and hosts -------------------------------------------------------------------------------------------
+
+    def slow_storage(self) -> None:
+        self.world.storage.slow = True
+        self.timeline.later(5 * SECOND, self._storage_back)
+
+    def _storage_back(self) -> None:
+        self.world.storage.slow = False
+
+    def freeze_storage(self) -> None:
+        """Containers answer nothing for a while: less than the I/O deadline, or more."""
+        lasting = self.timeline.between(SECOND, 26 * SECOND if self.timeline.chance(0.2) else 5 * SECOND)
+        self.world.storage.frozen_until_ns = self.timeline.now_ns + lasting
+
+    def drop_hosts(self) -> None:
+        """The hosts of a mapper lose their connections: their parked I/O is dropped."""
+        machine = self._mapper()
+        if not machine.dataplane.dead:
+            machine.dataplane.lose_hosts()

@@ -1,0 +1,9 @@
+"""Histories that failed once: always run again. Each is (seed, simulated seconds, workload), with what it had found."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ONCE_FAILED: Final[tuple[tuple[int, float, str], ...]] = (
+    (3, 60, "dense"),  # a folded store gave back more segments than a container has
+)

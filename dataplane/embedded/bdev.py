@@ -131,6 +131,7 @@ class BdevIo:
         if status is not Status.OK and self.bdev is not None:
             self.bdev.stat.failed += 1
         done(self)
+        self.context = None  # it may refer back to us: the data's memory must not wait for the garbage collector
 
     def __repr__(self) -> str:
         return f"BdevIo({self.operation.name} {self.offset}+{self.length})"

@@ -245,6 +245,7 @@ class QueuePair:
         self.closing = True
         self._out.clear()
         self._host_data.clear()
+        self._receive.release()
         for command in self.outstanding():
             if not command.owned:
                 self.forget_command(command)

@@ -75,6 +75,13 @@ class ReceiveBuffer:
         if lender is self.data:
             self.lent -= 1
 
+    def release(self) -> None:
+        """The connection is gone: give the memory back now, not when the objects around it are collected."""
+        self.data = bytearray()
+        self.view = memoryview(self.data)
+        self.head = self.tail = self.lent = 0
+        self.sink = None
+
     def _make_room(self) -> None:
         rest = self.view[self.head : self.tail]
         if self.lent:

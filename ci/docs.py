@@ -20,7 +20,7 @@ from cli.commands import COMMANDS, GROUPS  # noqa: E402
 from cli.config.document import DOCUMENT  # noqa: E402
 from cli.config.schema import Key, ListOf, Required, Section  # noqa: E402
 from cli.exit_codes import MEANING as EXIT_MEANING  # noqa: E402
-from controller.api import errors, operations  # noqa: E402
+from controller.api import access, errors, operations  # noqa: E402
 
 MADE = "Generated from the code by `make docs`; change the table there, not this page."
 
@@ -128,6 +128,10 @@ def api_page() -> Iterator[str]:
     yield f"* Calls that change something need the header `{operations.REQUEST_ID_HEADER}`, of the form"
     yield f"  `{operations.REQUEST_ID_PATTERN}`: the same id again gets the first result, so that a call whose answer"
     yield "  was lost can be repeated."
+    yield "* Who asks: on the Unix socket a process of the controller's own user (or root) is admin. Others, and all on"
+    yield "  TCP, show a token: `Authorization: Bearer …` (`segmap token add`). Roles: view, operate, admin; each may"
+    yield f"  do what those before it may. At most {access.RATE_PER_S:.0f} calls a second for each client, in bursts of"
+    yield f"  {access.BURST:.0f}. Calls that change something are in the audit log (`segmap audit`)."
     yield '* Errors: `{"code": …, "message": …, "hint": …}`.'
     yield ""
     yield "    curl --unix-socket segmap-run/api.sock http://localhost/v1/status"
@@ -144,7 +148,7 @@ def operation_lines(row: operations.Operation) -> Iterator[str]:
     yield ""
     yield f"## {row.name}"
     yield ""
-    yield f"`{row.method} {row.path}` {row.doc}{' Changes something.' if row.mutating else ''}"
+    yield f"`{row.method} {row.path}` {row.doc}{' Changes something.' if row.mutating else ''} Role: {row.role}."
     yield ""
     yield f"Result: {row.result}."
     if row.parameters:

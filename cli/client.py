@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket as sockets
 import urllib.parse
 import uuid
@@ -19,6 +20,8 @@ from controller.api.operations import ANSWER_BYTES_MAX, BY_NAME, REQUEST_ID_HEAD
 
 TIMEOUT_S = 45.0
 TRIES_MAX = 3
+TOKEN_VARIABLE = "SEGMAP_TOKEN"
+"""A token for where the Unix socket is not our own."""
 
 
 class UnreachableError(Exception):
@@ -90,6 +93,8 @@ def compose_request(
     quoted = {name: urllib.parse.quote(str(rest.pop(name)), safe="") for name in row.path_parameters}
     url = row.path.format(**quoted)
     headers = {REQUEST_ID_HEADER: request_id} if request_id else {}
+    if token := os.environ.get(TOKEN_VARIABLE):
+        headers["Authorization"] = f"Bearer {token}"
     if row.method == "POST":
         return url, json.dumps(rest).encode(), headers | {"Content-Type": "application/json"}
     query = {name: json.dumps(value) if not isinstance(value, str) else value for name, value in rest.items()}

@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     NO_SPACE = 6
     TIMEOUT = 7
     DIFFERENT = 8
+    FORBIDDEN = 9
     INTERNAL = 70
     INTERRUPTED = 130
 
@@ -33,12 +34,15 @@ MEANING: dict[ExitCode, str] = {
     ExitCode.NO_SPACE: "no free segment, or the destination is too small",
     ExitCode.TIMEOUT: "not done in time; it may still happen",
     ExitCode.DIFFERENT: "data or a check is not as it should be (`io copy --verify`, `demo`)",
+    ExitCode.FORBIDDEN: "the API does not know us, or our role may not do it",
     ExitCode.INTERNAL: "a defect of segmap",
     ExitCode.INTERRUPTED: "interrupted from the keyboard",
 }
 
 OF_API_CODE: dict[str, ExitCode] = {
     "bad_argument": ExitCode.USAGE,
+    "unauthorized": ExitCode.FORBIDDEN,
+    "forbidden": ExitCode.FORBIDDEN,
     "unknown_operation": ExitCode.USAGE,
     "not_found": ExitCode.NOT_FOUND,
     "exists": ExitCode.CONFLICT,

@@ -74,6 +74,7 @@ class ControllerConfig:
     listen_port: int = 0
     api_socket: Path | None = None
     api_listen: tuple[str, int] | None = None
+    api_tokens: Path | None = None
     port_file: Path | None = None
     cluster_name: str = "segmap"
     lease_duration_s: float = 10.0

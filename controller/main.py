@@ -12,6 +12,7 @@ import sys
 
 import uvloop
 
+from controller.api.access import Access
 from controller.api.server import ApiServer
 from controller.config import ControllerConfig
 from controller.shell import ControllerShell
@@ -31,7 +32,8 @@ async def serve(config: ControllerConfig) -> int:
     try:
         await shell.start()
         if config.api_socket is not None or config.api_listen is not None:
-            api = ApiServer(shell.call, config.api_socket, config.api_listen)
+            access = Access(config.api_tokens)
+            api = ApiServer(shell.call, config.api_socket, config.api_listen, access, shell.audit)
             await api.start()
         shell.failed.add_done_callback(lambda _: stopping.set())
         await stopping.wait()

@@ -423,6 +423,8 @@ class ControllerShell:
     async def _call_keeper(self, core: Controller, operation: str, args: dict[str, Any]) -> dict[str, Any]:
         if operation == "store.backup":
             return await self._keeper.backup(args["path"])
+        if operation == "audit.list":
+            return {"entries": await self._keeper.audited(args["after"], args["limit"])}
         return {
             "path": str(self._config.store_path),
             "size_bytes": self._keeper.size_bytes(),
@@ -433,6 +435,11 @@ class ControllerShell:
             "frozen": core.cluster.frozen,
             "backup": self._keeper.newest(),
         }
+
+    async def audit(self, actor: str, action: str, detail: dict[str, Any]) -> None:
+        """Record who did what; durable on return, unless the store has failed, which is told."""
+        if self._core is not None:
+            await self._keeper.audit(self._core.term, actor, action, detail)
 
     async def _read_store(self, core: Controller | None, token: int) -> None:
         state, findings = await self._keeper.read()

@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from controller.api.errors import ApiError
 from controller.store.audit import ERROR, WARNING, Finding
 from controller.store.backup import Backup, BackupExists
-from controller.store.interface import StoreError, StoreFull, StoreState
+from controller.store.interface import AuditEntry, Batch, StoreError, StoreFull, StoreState
 from controller.store.verify import verify
 from controller.store.writer import GroupCommitter
 
 _log: Final = logging.getLogger("segmap.controller")
+AUDIT_BATCH: Final = 1 << 39
+"""Set in the ids of our own batches: the core counts its own from 1."""
 ANSWER_WITHIN_S: Final = 20.0
 """A backup that takes longer is answered as running; ask again."""
 
@@ -31,6 +35,7 @@ class StoreKeeper:
         self._committer = committer
         self._path = path
         self._stopping = False
+        self._audited = 0
         self._task: asyncio.Task[None] | None = None
         self._backup: Backup | None = None
         self._outcome: StoreError | None = None
@@ -100,6 +105,34 @@ class StoreKeeper:
             "sequence": backup.sequence if state == "done" else None,
             "detail": str(self._outcome or ""),
         }
+
+    # --- the audit log -----------------------------------------------------------------------------------------------
+
+    async def audit(self, term: int, actor: str, action: str, detail: dict[str, Any]) -> None:
+        """Record who did what, at the present wall-clock time."""
+        self._audited += 1
+        entry = AuditEntry(time.time_ns(), actor, action, detail)
+        try:
+            await self._committer.commit(Batch(term << 40 | AUDIT_BATCH | self._audited, audit=(entry,)))
+        except StoreError as error:
+            _log.error("controller: %s %s by %s is not in the audit log: %s", action, detail, actor, error)
+
+    async def audited(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """Entries with a number above `after`. Raises ApiError."""
+        try:
+            entries = await self._committer.call(lambda store: store.audit(after, limit))
+        except StoreError as error:
+            raise _refusal(error) from error
+        return [
+            {
+                "number": number,
+                "time": datetime.fromtimestamp(entry.at_ns / 1e9, UTC).isoformat(timespec="milliseconds"),
+                "actor": entry.actor,
+                "action": entry.action,
+                "detail": entry.detail,
+            }
+            for number, entry in entries
+        ]
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

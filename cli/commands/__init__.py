@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli.command import Command
-from cli.commands import agents, cluster, configuration, containers, daemons, io, maps, pki, store, vdisks
+from cli.commands import access, agents, cluster, configuration, containers, daemons, io, maps, pki, store, vdisks
 
 GROUPS: dict[str, str] = {
     "container": "Storage that vdisks are made of.",
@@ -12,6 +12,7 @@ GROUPS: dict[str, str] = {
     "io": "Data in and out of vdisks, and I/O that waits.",
     "config": "The configuration file.",
     "store": "The controller's store: backups, verification, restoring.",
+    "token": "Clients of the API that are not the controller's own user.",
     "pki": "Certificates of the controller and the agents.",
 }
 
@@ -26,4 +27,5 @@ COMMANDS: tuple[Command, ...] = (
     *configuration.COMMANDS,
     *store.COMMANDS,
     *pki.COMMANDS,
+    *access.COMMANDS,
 )

@@ -51,6 +51,7 @@ def controller_config(document: Document) -> ControllerConfig:
         tls_key=tls.key,
         api_socket=document.api_socket,
         api_listen=part["api_listen"],
+        api_tokens=document.path(part["api_tokens"]),
         cluster_name=document.values["cluster"],
         lease_duration_s=part["lease"] / NS_PER_S,
         renew_interval_s=part["renew"] / NS_PER_S,

@@ -129,6 +129,7 @@ CONTROLLER = Section(
         Key("listen", ADDRESS, "Where agents connect (TLS 1.3, both sides certified).", "127.0.0.1:0"),
         Key("api_socket", PATH, "Unix socket of the HTTP/JSON API (mode 0600).", "api.sock"),
         Key("api_listen", ADDRESS, "Also serve the API on this TCP address. No TLS: loopback only.", None),
+        Key("api_tokens", PATH, "Tokens of other users' API clients (`segmap token add`).", "api-tokens.json"),
         Key("store", PATH, "The SQLite store.", "controller.db"),
         Key("lease", DURATION, "How long an agent may begin I/O without hearing from the controller.", "10s"),
         Key("renew", DURATION, "How often agents renew their lease.", "3s"),

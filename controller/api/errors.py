@@ -4,6 +4,8 @@ from __future__ import annotations
 
 HTTP_STATUS: dict[str, int] = {
     "bad_argument": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
     "not_found": 404,
     "unknown_operation": 404,
     "exists": 409,
@@ -20,6 +22,8 @@ HTTP_STATUS: dict[str, int] = {
 
 MEANING: dict[str, str] = {
     "bad_argument": "a parameter is missing, unknown or out of range; or a request id was used for something else",
+    "unauthorized": "no token, or one that is not known",
+    "forbidden": "the token's role may not do this",
     "not_found": "nothing has that name",
     "unknown_operation": "no such operation",
     "exists": "something else has that name already",

@@ -91,7 +91,7 @@ def _matches(pattern: str, value: object) -> bool:
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One row. ``{name}`` in the path is the parameter of that name; GET takes the others from the query, the rest
-    from a JSON body."""
+    from a JSON body. ``role``: who may do it; without one, view for reading and operate for changing."""
 
     name: str
     method: str
@@ -100,6 +100,11 @@ class Operation:
     parameters: tuple[Parameter, ...]
     result: str
     mutating: bool = False
+    role: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.role:
+            object.__setattr__(self, "role", "operate" if self.mutating else "view")
 
     @property
     def path_parameters(self) -> tuple[str, ...]:
@@ -269,6 +274,7 @@ OPERATIONS: tuple[Operation, ...] = (
         (Parameter("agent", "name", "an agent's name"),),
         "agent, incarnation, state, waiting_for",
         mutating=True,
+        role="admin",
     ),
     Operation(
         "io.parked",
@@ -299,6 +305,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         "run: ask cluster.check about it",
         mutating=True,
+        role="admin",
     ),
     Operation(
         "store.show",
@@ -316,6 +323,19 @@ OPERATIONS: tuple[Operation, ...] = (
         (Parameter("path", "text", "an absolute path on the controller's machine; must not exist"),),
         "path, state (running: see store.show; done), pages_done, pages, size_bytes, sequence",
         mutating=True,
+        role="admin",
+    ),
+    Operation(
+        "audit.list",
+        "GET",
+        "/v1/audit",
+        "Who changed what: every call that changes something, and what came of it, oldest first.",
+        (
+            Parameter("after", "number", "only entries with a higher number", 0),
+            Parameter("limit", "number", "at most so many", 100, 1, 1000),
+        ),
+        "entries of {number, time, actor, action, detail}",
+        role="admin",
     ),
     Operation(
         "events.list",
@@ -330,6 +350,6 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
 )
 
-SHELL_OPERATIONS: frozenset[str] = frozenset({"store.show", "store.backup"})
-"""Those about the store's file: the core has no part in them."""
+SHELL_OPERATIONS: frozenset[str] = frozenset({"store.show", "store.backup", "audit.list"})
+"""Those about the store itself: the core has no part in them."""
 BY_NAME: dict[str, Operation] = {operation.name: operation for operation in OPERATIONS}

@@ -1,6 +1,7 @@
 """The HTTP server of API v1: an aiohttp shell around the operation table.
 
-It listens on a Unix socket of mode 0600, and on a loopback TCP address if told to. Every answer is JSON; errors are
+It listens on a Unix socket of mode 0600, and on a loopback TCP address if told to. Who asks is found out by `Access`;
+every call that changes something is in the audit log before it is answered. Every answer is JSON; errors are
 `{code, message, hint}`. Limits: BODY_BYTES_MAX a request, REQUESTS_MAX at once. A mutating call must carry the header
 `Request-Id`: the same id again gets the first result, so that a client may repeat a call whose answer it lost.
 """
@@ -21,6 +22,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from controller.api.access import Access
 from controller.api.errors import ApiError
 from controller.api.operations import (
     BODY_BYTES_MAX,
@@ -35,6 +37,7 @@ STOP_TIMEOUT_S = 2.0
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 Call = Callable[[str, dict[str, Any], str], Awaitable[dict[str, Any]]]
+Audit = Callable[[str, str, dict[str, Any]], Awaitable[None]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = logging.getLogger("segmap.api")
 peer_log = logging.getLogger("segmap.api.peer")
@@ -51,10 +54,19 @@ peer_log.addFilter(is_ours)
 class ApiServer:
     """Serves ``call(operation, arguments, request id)``, which returns a JSON object or raises ApiError."""
 
-    def __init__(self, call: Call, socket: Path | None = None, listen: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        call: Call,
+        socket: Path | None = None,
+        listen: tuple[str, int] | None = None,
+        access: Access | None = None,
+        audit: Audit | None = None,
+    ) -> None:
         if listen and listen[0] not in LOOPBACK_HOSTS:
             raise ValueError(f"the API has no TLS: {listen[0]} is not a loopback address")
         self._call = call
+        self._access = access or Access()
+        self._audit = audit
         self._socket = socket
         self._listen = listen
         self._running = 0
@@ -91,9 +103,23 @@ class ApiServer:
 
     def _handler(self, operation: Operation) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
+            sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+            client = self._access.identify(sock, request.headers.get("Authorization", ""))
+            self._access.admit(client, operation)
             request_id = read_request_id(request, operation)
             arguments = await read_arguments(request, operation)
-            return web.json_response(await self._call(operation.name, arguments, request_id))
+            if not operation.mutating or self._audit is None:
+                return web.json_response(await self._call(operation.name, arguments, request_id))
+            detail: dict[str, Any] = {"arguments": arguments, "request_id": request_id, "outcome": "internal"}
+            try:
+                result = await self._call(operation.name, arguments, request_id)
+                detail["outcome"] = "done"
+            except ApiError as error:
+                detail["outcome"] = error.code
+                raise
+            finally:
+                await self._audit(client.name, operation.name, detail)
+            return web.json_response(result)
 
         return handle
 

@@ -21,7 +21,7 @@ from controller.store.interface import FROZEN_KEY, FROZEN_KIND, StoreState
 RUNS_KEPT: Final = 8
 SLICE_PAUSE_NS: Final = 1_000_000
 """Between two slices of work in memory, each of a millisecond or two."""
-UNITS_PER_SLICE: Final = 4
+UNITS_PER_SLICE: Final = 1
 PASSES: Final = 3
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from cli.client import Client, UnreachableError
+from cli.client import TOKEN_VARIABLE, Client, UnreachableError
 from controller.api import server
+from controller.api.access import Access, add_token
 from controller.api.errors import HTTP_STATUS, MEANING, ApiError
 from controller.api.operations import BODY_BYTES_MAX, LIST_MAX, OPERATIONS, Operation, Parameter
 from controller.api.server import ApiServer, bind_private
@@ -251,9 +252,11 @@ def test_socket_paths_have_a_limit(runtime_dir: Path) -> None:
         bind_private(runtime_dir / ("x" * 108))
 
 
-def test_tcp_serves_loopback_names_only() -> None:
+def test_tcp_serves_loopback_names_only(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, add_token(runtime_dir / "tokens", "x", "view"))
+
     async def main() -> None:
-        api = ApiServer(Shelf().call, listen=("127.0.0.1", 0))
+        api = ApiServer(Shelf().call, listen=("127.0.0.1", 0), access=Access(runtime_dir / "tokens"))
         await api.start()
         try:
             address = ("127.0.0.1", api.port)

@@ -53,6 +53,7 @@ def test_check_and_backup_while_hosts_write_and_after_a_crash(stage: Stage) -> N
             made.controller.kill()
             made.controller.start()
             await made.until(made.all_admitted)
+            await made.until(lambda: _attached(made))
             status, found = await segmap(made, "check")
             assert (status, found["findings"]) == (0, [])
             over.set()

@@ -261,3 +261,38 @@ def test_a_full_store_stops_neither_leases_nor_reads_and_loses_nothing(
             assert (await shell.call("vdisk.show", {"name": "v"}))["allocated_segments"] >= before + 200
 
     in_loop(work)
+
+
+def test_the_audit_log_is_durable_and_backups_are_made_by_the_shell(tmp_path: Path) -> None:
+    certificates(tmp_path / "pki")
+
+    async def work() -> None:
+        async with running(configuration(tmp_path)) as shell:
+            await shell.audit("uid:0", "vdisk.create", {"outcome": "done"})
+            await shell.call("vdisk.create", {"name": "v", "size_bytes": 1 << 20}, "r1")
+            await shell.audit("token:ops", "vdisk.delete", {"outcome": "not_found"})
+            made = await shell.call("store.backup", {"path": str(tmp_path / "b")}, "r2")
+            assert (made["state"], made["pages_done"]) == ("done", made["pages"])
+            assert await shell.call("store.backup", {"path": str(tmp_path / "b")}, "r2") == made
+            shown = await shell.call("store.show", {})
+            assert (shown["backup"], shown["frozen"], shown["generation"]) == (made, "", 1)
+            (tmp_path / "there").touch()
+            for path, code in (("b", "bad_argument"), (str(tmp_path / "there"), "exists"), ("/none/b", "unavailable")):
+                with pytest.raises(ApiError) as refused:
+                    await shell.call("store.backup", {"path": path}, "r3")
+                assert refused.value.code == code
+        async with running(configuration(tmp_path)) as shell:
+            entries = (await shell.call("audit.list", {}))["entries"]
+            assert [(entry["actor"], entry["action"]) for entry in entries] == [
+                ("uid:0", "vdisk.create"),
+                ("token:ops", "vdisk.delete"),
+            ]
+            last = await shell.call("audit.list", {"after": entries[0]["number"], "limit": 5})
+            assert last["entries"] == entries[1:]
+            run = (await shell.call("cluster.check", {}))["run"]
+            while (row := await shell.call("cluster.check", {"run": run}))["state"] != "done":
+                await asyncio.sleep(0)
+            assert (row["findings"], row["counts"]["records"]) == ([], 1)
+            assert not (tmp_path / "store.db.check.part").exists()
+
+    in_loop(work)

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 
-.PHONY: help venv demo test test-long sim sim-long sim-mutants bench lint format docs lock clean distclean
+.PHONY: help venv demo test test-long sim sim-long sim-mutants bench native lint format docs lock clean distclean
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ sim-mutants: venv  ## deliberately broken variants, each of which the simulation
 bench: venv  ## measure, print a table and write build/bench.json (BENCH_ARGS="mapping store")
 	@mkdir -p build
 	@$(VENV)/python -m ci.bench --json build/bench.json $(BENCH_ARGS)
+
+native: venv  ## build segmap_tgt and the bdev module against an installed SPDK (SPDK_PREFIX=... picks one)
+	@paths=$$($(VENV)/python -m ci.native) && $(MAKE) --no-print-directory -C dataplane/bdev_segmap \
+		BUILD=$(CURDIR)/build/native SPDK_PKG_CONFIG_PATH="$$paths" && echo "built build/native/segmap_tgt"
 
 lint: venv  ## ruff, strict mypy, the tidy rules, and that generated docs are current
 	@$(VENV)/ruff check .

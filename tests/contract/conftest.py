@@ -6,6 +6,7 @@ What the tests ask for was read off SPDK 26.09; the embedded target has to give 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +23,12 @@ from spdk_rpc.find import SpdkNotFound, find_spdk
 from spdk_rpc.target import Target
 
 PLANES = [pytest.param("embedded", id="embedded"), pytest.param("spdk", id="spdk", marks=pytest.mark.spdk)]
+# The targets that have virtual disks: a test that asks for them parametrises `plane` with these.
+DISK_PLANES = [
+    pytest.param("embedded", id="embedded"),
+    pytest.param("segmap_tgt", id="segmap_tgt", marks=pytest.mark.spdk),
+]
+SEGMAP_TARGET = Path(os.environ.get("SEGMAP_TGT", Path(__file__).resolve().parents[2] / "build/native/segmap_tgt"))
 READY_S = 30.0
 NQN = "nqn.2026-11.io.segmap:contract:"
 
@@ -33,33 +40,54 @@ class Plane:
     name: str
     client: RpcClient
     rpc_socket: Path
+    dataplane_socket: Path
     command: Callable[..., list[str]]
 
 
-def command_of(plane: str, rpc_socket: Path, *, core_mask: str = "0x1", wait_for_rpc: bool = False) -> list[str]:
-    """The command line of a target, or a skip that says why there is none."""
-    if plane == "embedded":
-        return embedded_command(rpc_socket) + (["--wait-for-rpc"] if wait_for_rpc else [])
+def binary_of(plane: str) -> Path:
+    """SPDK's target or ours, or a skip that says why there is none."""
     try:
         binary = find_spdk().binary("spdk_tgt")
     except SpdkNotFound as error:
         pytest.skip(f"real SPDK: {error}")
-    return spdk_command(binary, rpc_socket, core_mask=core_mask, core_locks=False, wait_for_rpc=wait_for_rpc)
+    if plane == "spdk":
+        return binary
+    if not os.access(SEGMAP_TARGET, os.X_OK):
+        pytest.skip(f"there is no {SEGMAP_TARGET}: run make native")
+    return SEGMAP_TARGET
+
+
+def command_of(
+    plane: str,
+    rpc_socket: Path,
+    *,
+    core_mask: str = "0x1",
+    wait_for_rpc: bool = False,
+    dataplane_socket: Path | None = None,
+) -> list[str]:
+    """The command line of a target, or a skip that says why there is none."""
+    if plane == "embedded":
+        return embedded_command(rpc_socket, dataplane_socket) + (["--wait-for-rpc"] if wait_for_rpc else [])
+    binary = binary_of(plane)
+    command = spdk_command(binary, rpc_socket, core_mask=core_mask, core_locks=False, wait_for_rpc=wait_for_rpc)
+    if plane == "segmap_tgt" and dataplane_socket is not None:
+        command += ["--dataplane-socket", str(dataplane_socket)]
+    return command
 
 
 @pytest.fixture(scope="session", params=PLANES)
 def plane(request: pytest.FixtureRequest) -> Iterator[Plane]:
     """One target for all tests of its kind."""
     directory = Path("/tmp") / f"segmap-{uuid.uuid4().hex[:12]}"
-    rpc_socket = directory / "rpc.sock"
-    command = command_of(request.param, rpc_socket)
+    rpc_socket, dataplane_socket = directory / "rpc.sock", directory / "plane.sock"
+    command = command_of(request.param, rpc_socket, dataplane_socket=dataplane_socket)
     directory.mkdir(mode=0o700)
     with asyncio.Runner() as runner:
         try:
             target = runner.run(Target.start(command, rpc_socket, log_path=directory / "target.log", ready_s=READY_S))
             try:
                 with RpcClient(rpc_socket, timeout_s=10) as client:
-                    yield Plane(request.param, client, rpc_socket, command_of)
+                    yield Plane(request.param, client, rpc_socket, dataplane_socket, command_of)
             finally:
                 status = runner.run(target.stop())
             assert status == 0, (directory / "target.log").read_text()[-2000:]

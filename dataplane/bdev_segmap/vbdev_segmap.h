@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The SPDK glue of the C core: virtual disks as bdevs, bdevs as containers, the data plane's socket.
+ *
+ * Threads. The owner is SPDK's app thread: it alone calls what the core says is the owner's, runs JSON-RPC, opens and
+ * closes bdevs, and speaks with the socket's thread through messages. Each SPDK thread with I/O has a channel for each
+ * disk, and one `struct segmap_thread` with its paths to the containers. Nothing here takes a lock but the socket's queue.
+ */
+#ifndef VBDEV_SEGMAP_H
+#define VBDEV_SEGMAP_H
+
+#include "spdk/stdinc.h"
+
+#include "spdk/bdev_module.h"
+#include "spdk/json.h"
+#include "spdk/thread.h"
+
+#include "core/label.h"
+#include "core/plane.h"
+#include "spdk_versions.h"
+
+#define SEGMAP_PRODUCT_NAME "Segmap disk"
+#define SEGMAP_DETAIL_BYTES 128
+
+/* An open bdev behind a container. It is closed when the last path to it is gone. */
+struct segmap_base {
+	struct spdk_bdev_desc *desc;
+	struct spdk_bdev *bdev;
+	uint32_t slot;
+	uint32_t block_size;
+	bool unmaps;
+	bool flushes;
+	bool removed; /* the bdev wants to go */
+	_Atomic(uint32_t) refs; /* the container's, and one for each path */
+};
+
+/* A slot. `segment_count` is the label's: it counts segment 0, the label's own. */
+struct segmap_container {
+	struct segmap_label label;
+	_Atomic(uint64_t) segment_count;
+	_Atomic(struct segmap_base *) base; /* NULL: not bound, or its bdev is gone */
+	uint64_t losses; /* how often unflushed writes may have been lost; the owner's */
+	bool volatile_cache;
+	bool bound;
+	bool binding;
+};
+
+/* One thread's way to one base. */
+struct segmap_path {
+	struct segmap_base *base;
+	struct spdk_io_channel *channel;
+	uint32_t inflight;
+	bool closing;
+};
+
+/* What a thread has, whichever disks it serves: the channel of the io_device `&g_segmap`. */
+struct segmap_thread {
+	struct segmap_path *paths[SEGMAP_SLOTS];
+};
+
+struct segmap_disk {
+	struct spdk_bdev bdev;
+	struct segmap_engine engine;
+	bool removing;
+	bool gone; /* its channels are; nothing is left to be turned */
+	_Atomic(uint64_t) touched[SEGMAP_SLOTS / 64]; /* slots with writes since the last flush */
+	uint64_t losses_seen[SEGMAP_SLOTS]; /* of the containers, at the last flush; the owner's */
+	struct segmap_counters past; /* of channels that are gone */
+	TAILQ_ENTRY(segmap_disk) link;
+};
+
+TAILQ_HEAD(segmap_io_list, segmap_io);
+
+/* One thread's channel of one disk. */
+struct segmap_disk_channel {
+	struct segmap_channel core; /* first: it is found by its address */
+	struct segmap_disk *disk;
+	struct spdk_thread *thread;
+	struct spdk_io_channel *thread_channel;
+	struct segmap_thread *paths;
+	uint64_t io_tag; /* the last one given; tags are unique at the target */
+	struct segmap_io_list ended; /* wait for a turn of the thread's loop: nothing ends inside its own submission */
+};
+
+/* One host I/O; the driver context of a bdev_io. It has one part at a time. */
+struct segmap_io {
+	struct segmap_part part; /* first */
+	struct segmap_disk_channel *channel;
+	struct segmap_path *path;
+	uint64_t at; /* blocks: where the next part begins */
+	uint64_t end;
+	enum segmap_status status;
+	bool drained;
+	struct spdk_bdev_io_wait_entry wait;
+	TAILQ_ENTRY(segmap_io) link;
+};
+
+struct segmap_target {
+	struct segmap_plane plane;
+	struct spdk_thread *owner;
+	struct spdk_poller *ticker;
+	struct spdk_io_channel *owner_channel;
+	struct segmap_container containers[SEGMAP_SLOTS];
+	TAILQ_HEAD(, segmap_disk) disks;
+};
+
+extern struct segmap_target g_segmap;
+extern struct spdk_bdev_module g_segmap_module;
+
+/* CLOCK_MONOTONIC in nanoseconds. */
+uint64_t segmap_now_ns(void);
+
+/* Send a message that must arrive: the process ends rather than lose one. */
+void segmap_send(struct spdk_thread *thread, spdk_msg_fn fn, void *ctx);
+
+/* ---- vbdev_segmap.c: disks, on the owner's thread ---- */
+
+struct segmap_disk_opts {
+	const char *name;
+	uint64_t table;
+	struct segmap_geometry geometry;
+	struct segmap_slots slots;
+	struct spdk_uuid uuid;
+};
+
+/* 0 or -errno; `detail` (of SEGMAP_DETAIL_BYTES) says more, or is empty. */
+int segmap_disk_create(const struct segmap_disk_opts *opts, char *detail);
+struct segmap_disk *segmap_disk_find(const char *name);
+void segmap_disk_delete(struct segmap_disk *disk, spdk_bdev_unregister_cb done, void *ctx);
+/* The members of what bdev_segmap_get says, without name and uuid. */
+void segmap_disk_write_info(struct segmap_disk *disk, struct spdk_json_write_ctx *w);
+int segmap_disk_resize(struct segmap_disk *disk, uint64_t segment_count);
+/* Calls `done` with the sum of all channels' counters. */
+void segmap_disk_count(struct segmap_disk *disk, void (*done)(void *ctx, const struct segmap_counters *sum), void *ctx);
+/* True if the table's segments and blocks can lie in these containers; else `detail` says in which not. */
+bool segmap_slots_fit(const struct segmap_geometry *geometry, const struct segmap_slots *slots, char *detail);
+
+/* ---- vbdev_segmap_io.c: I/O, on the threads of the channels ---- */
+
+void segmap_submit_request(struct spdk_io_channel *channel, struct spdk_bdev_io *bdev_io);
+/* The core's effects that are about parts. */
+void segmap_effect_forward(void *ctx, struct segmap_part *part);
+void segmap_effect_zeroes(void *ctx, struct segmap_part *part);
+void segmap_effect_complete(void *ctx, struct segmap_part *part);
+
+/* ---- vbdev_segmap_paths.c: from a thread to a container ---- */
+
+int segmap_thread_create(void *io_device, void *ctx);
+void segmap_thread_destroy(void *io_device, void *ctx);
+/* The path to a slot's base, NULL if there is none. Each I/O holds it: segmap_path_hold, segmap_path_release. */
+struct segmap_path *segmap_path_find(struct segmap_thread *thread, uint32_t slot);
+void segmap_path_release(struct segmap_path *path);
+/* The owner's own paths. */
+struct segmap_thread *segmap_owner_paths(void);
+/* Open a bdev as a base, claimed; 0 or -errno. The owner's, like all below. */
+int segmap_base_open(const char *name, uint32_t slot, struct segmap_base **base);
+/* A base that no container holds yet, or that one holds no longer. */
+void segmap_base_close(struct segmap_base *base);
+/* The container has lost its base, or gives it up. */
+void segmap_container_lose(struct segmap_container *container);
+
+static inline void
+segmap_path_hold(struct segmap_path *path)
+{
+	path->inflight++;
+}
+
+/* ---- vbdev_segmap_flush.c ---- */
+
+/* Flush what the table lists and what the disk has written to; then complete the part. On the owner's thread. */
+void segmap_flush(struct segmap_io *io);
+
+#endif

@@ -1,0 +1,491 @@
+"""Virtual disks in real processes: a scripted daemon on the data plane's socket, a host over NVMe/TCP.
+
+The same tests for the embedded target and for segmap_tgt, through nothing but their sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import socket
+import struct
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from channel.messages import (
+    BindSlot,
+    CopySegments,
+    FaultAnswer,
+    GetEntries,
+    GetParked,
+    GetState,
+    Refused,
+    Resume,
+    SetEntries,
+    SetState,
+    Suspend,
+    TableSlots,
+    TableStatus,
+    UnbindSlot,
+    ZeroSegments,
+)
+from channel.values import AnswerAction, AnswerRecord, AttachFlags, FaultRecord, Header, SegmentCopy, SegmentRun
+from dataplane.embedded.nvme_host import NvmeStatusError, NvmeTcpHost
+from mapping.entry import ERROR_ENTRY, NO_WRITE, ZERO_ENTRY, State, pack
+from mapping.rules import FaultKind, Operation
+from mapping.status import Status
+from spdk_rpc.methods import bdev_segmap
+from spdk_rpc.methods.bdev_segmap import SegmapBdev
+from tests.contract.conftest import DISK_PLANES, NQN, Plane
+from tests.embedded.scripted_daemon import CLUSTER, INCARNATION, SECOND, TERM, Daemon
+from transport import unix
+
+pytestmark = pytest.mark.parametrize("plane", DISK_PLANES, indirect=True, scope="session")
+
+SEGMENT = 64 << 10
+SEGMENTS = 8
+CONTAINER_SEGMENTS = 32
+HOST = "nqn.2026-11.io.segmap:contract:host"
+WAIT_S = 15
+REPLACE, FAIL_REQUEST, FAIL_SEGMENT = AnswerAction.REPLACE, AnswerAction.FAIL_REQUEST, AnswerAction.FAIL_SEGMENT
+_NUMBERS = itertools.count(1)
+_SLOTS = itertools.count(100)
+
+
+@dataclass
+class Scene:
+    """One disk on one container, exported; what a test of it needs."""
+
+    plane: Plane
+    slot: int
+    container: str
+    container_id: bytes
+    table: int
+    disk: str
+    nqn: str
+    port: str
+    open_hosts: list[NvmeTcpHost] = field(default_factory=list)
+    daemons: list[Daemon] = field(default_factory=list)
+    daemon: Daemon | None = None
+
+    def at(self, segment: int, flags: int = 0) -> int:
+        return pack(self.slot, segment, flags)
+
+    async def connect(self) -> Daemon:
+        """A new daemon on the data plane's socket: not admitted yet."""
+        connection = await unix.connect(self.plane.dataplane_socket)
+        daemon = Daemon(connection)
+        self.daemons.append(daemon)
+        await daemon.until(lambda: daemon.hello)
+        return daemon
+
+    async def admitted(self, lease_s: float = 10) -> Daemon:
+        """A connected daemon with a lease; it knows the table's sequence."""
+        daemon = self.daemon = await self.connect()
+        assert (await daemon.admit()).status is Status.OK
+        daemon.grant(time.monotonic_ns(), int(lease_s * SECOND))
+        tables = (await daemon.ask(TableStatus(), daemon.header(table=0))).tables
+        daemon.sequence = dict(tables).get(self.table, 0)
+        return daemon
+
+    def bind(self, flags: int = AttachFlags.INITIALIZE, **changes: Any) -> BindSlot:
+        fields: dict[str, Any] = {
+            "slot": self.slot,
+            "flags": flags,
+            "container": self.container_id,
+            "cluster": CLUSTER,
+            "generation": 1,
+            "segment_size": SEGMENT,
+            "segment_count": 0,
+            "bdev_name": self.container,
+        }
+        return BindSlot(**(fields | changes))
+
+    async def ready(self) -> Daemon:
+        """The container bound and listed in the table."""
+        daemon = await self.admitted()
+        answer = await daemon.ask(self.bind(), daemon.header(table=0))
+        assert (answer.status, answer.segment_count) == (Status.OK, CONTAINER_SEGMENTS), answer
+        listed = await daemon.ask(TableSlots([self.slot]), self.header())
+        assert listed.status is Status.OK
+        return daemon
+
+    def header(self, blocking: bool = False) -> Header:
+        assert self.daemon is not None
+        return self.daemon.header(0, self.table, blocking)
+
+    async def set(self, start: int, *entries: int, count: int = 0, blocking: bool = False) -> Status:
+        assert self.daemon is not None
+        message = SetEntries(start, count or len(entries), list(entries))
+        answer = await self.daemon.ask(message, self.daemon.next(blocking, self.table))
+        return Status(answer.status)
+
+    async def entries(self) -> list[int]:
+        assert self.daemon is not None
+        answer = await self.daemon.ask(GetEntries(0, SEGMENTS), self.header())
+        assert answer.status is Status.OK
+        return list(answer.entries)
+
+    def answer(self, fault: FaultRecord, action: int, *entries: int, status: int = 0) -> None:
+        assert self.daemon is not None
+        record = AnswerRecord(fault.fault_id, fault.segment, len(entries), action, status)
+        self.daemon.tell(FaultAnswer([record], list(entries)), self.daemon.next(table=self.table))
+
+    async def host(self) -> NvmeTcpHost:
+        host = await NvmeTcpHost.connect("127.0.0.1", int(self.port), self.nqn, HOST, io_queues=1, queue_depth=32)
+        self.open_hosts.append(host)
+        return host
+
+    async def parked(self, count: int) -> list[Any]:
+        """Wait until so many parts are parked."""
+        assert self.daemon is not None
+        while True:
+            answer = await self.daemon.ask(GetParked(), self.daemon.header(table=self.table))
+            if sum(record.count for record in answer.parked) == count:
+                return list(answer.parked)
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        for host in self.open_hosts:
+            await host.close()
+        for daemon in self.daemons:
+            daemon.connection.close()
+            while not daemon.ended:
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.01)  # what the loop closes at its next turns
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture
+def scene(plane: Plane, rpc: Callable[..., Any], tcp: None) -> Iterator[Scene]:
+    """A malloc container, a disk and its export; the disk's table is empty, nobody is connected."""
+    number = next(_NUMBERS)
+    container, disk, nqn = f"box{number}", f"disk{number}", f"{NQN}disk{number}"
+    table = number << 32 | 1
+    rpc("bdev_malloc_create", name=container, block_size=512, num_blocks=CONTAINER_SEGMENTS * SEGMENT // 512)
+    shape = SegmapBdev(disk, str(uuid.uuid4()), table, SEGMENTS, SEGMENT, 512, reclaim=True)
+    plane.client.run(bdev_segmap.create(shape))
+    port = free_port()
+    rpc("nvmf_create_subsystem", nqn=nqn, allow_any_host=True)
+    rpc("nvmf_subsystem_add_ns", nqn=nqn, namespace={"bdev_name": disk})
+    address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port}
+    rpc("nvmf_subsystem_add_listener", nqn=nqn, listen_address=address)
+    yield Scene(plane, next(_SLOTS), container, uuid.uuid4().bytes, table, disk, nqn, port)
+    rpc("nvmf_delete_subsystem", nqn=nqn)
+    if disk in [state.name for state in plane.client.run(bdev_segmap.get())]:
+        plane.client.run(bdev_segmap.delete(disk))
+    rpc("bdev_malloc_delete", name=container)
+
+
+def play(scene: Scene, act: Callable[[Scene], Awaitable[None]]) -> None:
+    """Run a test's coroutine; what it opened is closed."""
+
+    async def limited() -> None:
+        try:
+            await asyncio.wait_for(act(scene), WAIT_S)
+        finally:
+            await scene.close()
+
+    asyncio.run(limited())
+
+
+def test_a_write_faults_waits_and_lands_where_the_answer_says(scene: Scene) -> None:
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready()
+        host = await scene.host()
+        data = random.Random(1).randbytes(4096)
+        writing = asyncio.create_task(host.write(1, SEGMENT + 4096, data))
+        (fault,) = await daemon.fault()
+        assert (fault.table, fault.segment, fault.operation) == (scene.table, 1, Operation.WRITE)
+        assert (fault.kind, fault.offset_blocks, fault.length_blocks) == (FaultKind.WRITE, 8, 8)
+        assert not writing.done()
+        scene.answer(fault, REPLACE, scene.at(9))
+        await writing
+        assert await host.read(1, SEGMENT + 4096, 4096) == data
+        assert (await scene.entries())[1] == scene.at(9)
+        # It is in the container's segment 9: another segment that names it reads the same.
+        assert await scene.set(5, scene.at(9, NO_WRITE)) is Status.OK
+        assert await host.read(1, 5 * SEGMENT + 4096, 4096) == data
+
+    play(scene, act)
+
+
+def test_states(scene: Scene) -> None:
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready()
+        host = await scene.host()
+        assert await scene.set(0, scene.at(1), ZERO_ENTRY, ERROR_ENTRY, scene.at(2, NO_WRITE)) is Status.OK
+        await host.write(1, 0, b"a" * 4096)
+        assert await host.read(1, 0, 4096) == b"a" * 4096
+        assert await host.read(1, SEGMENT, 4096) == bytes(4096)
+        for transfer in (host.read(1, 2 * SEGMENT, 512), host.write(1, 2 * SEGMENT, bytes(512))):
+            with pytest.raises(NvmeStatusError):
+                await transfer
+        await host.read(1, 3 * SEGMENT, 512)
+        writing = asyncio.create_task(host.write(1, 3 * SEGMENT, bytes(512)))
+        (fault,) = await daemon.fault()
+        assert (fault.segment, fault.state, fault.entry) == (3, State.NO_WRITE, scene.at(2, NO_WRITE))
+        scene.answer(fault, FAIL_REQUEST, status=Status.NO_SPACE)
+        with pytest.raises(NvmeStatusError) as caught:
+            await writing
+        assert caught.value.status & 0x7FF == 0x81, "capacity exceeded"
+        state = await daemon.ask(GetState(0, 4, State.NO_WRITE), scene.header())
+        assert state.bits == b"\x08"
+        changed = await daemon.ask(SetState(3, 1, State.NO_WRITE, False), daemon.next(table=scene.table))
+        assert changed.status is Status.OK
+        await host.write(1, 3 * SEGMENT, b"b" * 512)
+        assert await host.read(1, 3 * SEGMENT, 512) == b"b" * 512
+
+    play(scene, act)
+
+
+def test_io_over_segments(scene: Scene) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.ready()
+        host = await scene.host()
+        assert await scene.set(0, scene.at(5), scene.at(3), scene.at(7), scene.at(4)) is Status.OK
+        data = random.Random(2).randbytes(3 * SEGMENT)
+        await host.write(1, SEGMENT // 2, data)
+        assert await host.read(1, SEGMENT // 2, len(data)) == data
+        assert await host.read(1, SEGMENT, SEGMENT) == data[SEGMENT // 2 : SEGMENT // 2 + SEGMENT]
+        await host.flush(1)
+
+    play(scene, act)
+
+
+def test_a_whole_segment_is_given_back(scene: Scene) -> None:
+    """Zeroes over two and a half segments: the whole ones are asked for, the half one is written."""
+
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready()
+        host = await scene.host()
+        assert await scene.set(0, scene.at(5), scene.at(3), scene.at(7)) is Status.OK
+        await host.write(1, 0, b"x" * 3 * SEGMENT)
+        zeroing = asyncio.create_task(host.write_zeroes(1, SEGMENT // 2, 2 * SEGMENT + SEGMENT // 2))
+        seen: set[int] = set()
+        while not zeroing.done():
+            fresh = [fault for fault in daemon.faults() if fault.fault_id not in seen]
+            for fault in fresh:
+                seen.add(fault.fault_id)
+                assert fault.kind == FaultKind.RECLAIM
+                assert fault.segment in (1, 2)
+                scene.answer(fault, REPLACE, ZERO_ENTRY)
+            await asyncio.sleep(0.005)
+        await zeroing
+        assert len(seen) == 2
+        assert await host.read(1, 0, SEGMENT // 2) == b"x" * (SEGMENT // 2)
+        assert await host.read(1, SEGMENT // 2, SEGMENT // 2) == bytes(SEGMENT // 2)
+        assert await scene.entries() == [scene.at(5), ZERO_ENTRY, ZERO_ENTRY] + [0] * 5
+
+    play(scene, act)
+
+
+def test_blocking_changes_under_load(scene: Scene) -> None:
+    """Barriers are reached while I/O goes on all the time, and none of it is lost."""
+
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready()
+        host = await scene.host()
+        assert await scene.set(0, *(scene.at(1 + number) for number in range(SEGMENTS))) is Status.OK
+        ended = False
+
+        async def load(seed: int) -> int:
+            count, chance = 0, random.Random(seed)
+            while not ended:
+                offset = chance.randrange(SEGMENTS * SEGMENT // 4096) * 4096
+                data = chance.randbytes(16) * 256
+                if seed == offset // 4096 % 4:
+                    await host.write(1, offset, data)
+                    assert await host.read(1, offset, 4096) == data
+                    count += 1
+            return count
+
+        loads = [asyncio.create_task(load(seed)) for seed in range(4)]
+        for turn in range(40):
+            segment = turn % SEGMENTS
+            assert await scene.set(segment, scene.at(1 + segment, NO_WRITE), blocking=True) is Status.OK
+            assert await scene.set(segment, scene.at(1 + segment)) is Status.OK
+            for fault in daemon.faults():
+                assert fault.kind == FaultKind.WRITE
+        ended = True
+        assert sum(await asyncio.gather(*loads)) > 20
+        assert (await daemon.ask(Suspend(), scene.header(blocking=True))).status is Status.OK
+        reading = asyncio.create_task(host.read(1, 0, 512))
+        (record,) = await scene.parked(1)
+        assert record.operation == Operation.READ
+        assert not reading.done()
+        assert (await daemon.ask(Resume(), scene.header())).status is Status.OK
+        await reading
+
+    play(scene, act)
+
+
+def test_what_is_stale_or_out_of_order_is_refused(scene: Scene) -> None:
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready()
+        host = await scene.host()
+        assert await scene.set(0, scene.at(1), scene.at(2)) is Status.OK
+        await host.write(1, 0, b"l" * 512)
+        entries = await scene.entries()
+        assert entries[:2] == [scene.at(1), scene.at(2)]
+        stale = Header(TERM, INCARNATION, daemon.epoch + 1, scene.table, daemon.sequence + 1)
+        assert (await daemon.ask(SetEntries(0, 1, [0]), stale)).status is Status.STALE_EPOCH
+        gap = daemon.header(daemon.sequence + 2, scene.table)
+        assert (await daemon.ask(SetEntries(0, 1, [0]), gap)).status is Status.SEQUENCE_GAP
+        old = daemon.header(daemon.sequence, scene.table)
+        assert (await daemon.ask(SetEntries(0, 1, [0]), old)).status is Status.SEQUENCE_OLD
+        foreign = daemon.header(0, scene.table)._replace(incarnation=INCARNATION + 1)
+        assert (await daemon.ask(Suspend(), foreign)).status is Status.STALE_INCARNATION
+        assert await scene.entries() == entries
+        assert await scene.set(0, pack(4000, 1)) is Status.NO_CONTAINER
+        assert await scene.set(SEGMENTS, scene.at(1)) is Status.OUT_OF_RANGE
+
+    play(scene, act)
+
+
+def test_faults_go_up_again_to_the_next_session(scene: Scene) -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.ready()
+        host = await scene.host()
+        reading = asyncio.create_task(host.read(1, 4 * SEGMENT, 512))
+        (fault,) = await first.fault()
+        second = await scene.admitted()
+        await first.until(lambda: first.ended)
+        first.connection.close()
+        (again,) = await second.fault()
+        assert again == fault
+        scene.answer(again, REPLACE, ZERO_ENTRY)
+        assert await reading == bytes(512)
+
+    play(scene, act)
+
+
+def test_a_deleted_disk_drops_what_is_parked(scene: Scene, rpc: Callable[..., Any]) -> None:
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready()
+        host = await scene.host()
+        writing = asyncio.create_task(host.write(1, 0, b"z" * 512))
+        await daemon.fault()
+        await scene.parked(1)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, lambda: rpc("bdev_segmap_delete", name=scene.disk))
+        with pytest.raises(NvmeStatusError):
+            await writing
+
+    play(scene, act)
+
+
+def test_labels(scene: Scene, rpc: Callable[..., Any]) -> None:
+    async def act(scene: Scene) -> None:
+        daemon = await scene.admitted()
+
+        async def ask(message: Any) -> Any:
+            return await daemon.ask(message, daemon.header(table=0))
+
+        assert (await ask(scene.bind(0))).status is Status.LABEL_MISMATCH
+        assert (await ask(scene.bind(bdev_name="nosuch"))).status is Status.NOT_FOUND
+        assert (await ask(scene.bind(segment_count=CONTAINER_SEGMENTS + 1))).status is Status.OUT_OF_RANGE
+        bound = await ask(scene.bind())
+        assert (bound.status, bound.segment_count, bound.block_size) == (Status.OK, CONTAINER_SEGMENTS, 512)
+        assert (await ask(scene.bind(0))).status is Status.OK, "again: the same"
+        assert (await ask(scene.bind(0, container=b"o" * 16))).status is Status.EXISTS
+        assert (await ask(scene.bind(0, slot=scene.slot + 1000))).status is Status.BUSY
+        assert (await ask(UnbindSlot(scene.slot))).status is Status.OK
+        assert (await ask(UnbindSlot(scene.slot))).status is Status.NO_CONTAINER
+        verified = await ask(scene.bind(0))
+        assert (verified.status, verified.segment_count) == (Status.OK, CONTAINER_SEGMENTS)
+        assert (await ask(UnbindSlot(scene.slot))).status is Status.OK
+        assert (await ask(scene.bind(0, cluster=b"o" * 16))).status is Status.LABEL_MISMATCH
+        assert (await ask(scene.bind(container=b"o" * 16))).status is Status.FOREIGN_DATA
+        assert (await ask(scene.bind(AttachFlags.INITIALIZE | AttachFlags.FORCE))).status is Status.OK
+
+    play(scene, act)
+
+
+def test_copies_and_zeroes(scene: Scene) -> None:
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready()
+        host = await scene.host()
+        assert await scene.set(0, scene.at(1), scene.at(2), scene.at(3)) is Status.OK
+        data = random.Random(3).randbytes(SEGMENT)
+        await host.write(1, 0, data)
+
+        async def ask(message: Any) -> Any:
+            return (await daemon.ask(message, daemon.header(table=0))).status
+
+        assert await ask(CopySegments([SegmentCopy(scene.at(1), scene.at(3))])) is Status.OK
+        assert await host.read(1, 2 * SEGMENT, SEGMENT) == data
+        assert await ask(ZeroSegments([SegmentRun(scene.at(1), 2)])) is Status.OK
+        assert await host.read(1, 0, SEGMENT) == bytes(SEGMENT)
+        assert await host.read(1, 2 * SEGMENT, SEGMENT) == data
+        assert await ask(ZeroSegments([SegmentRun(scene.at(0), 1)])) is Status.OUT_OF_RANGE, "the label"
+        assert await ask(ZeroSegments([SegmentRun(scene.at(CONTAINER_SEGMENTS - 1), 2)])) is Status.OUT_OF_RANGE
+        assert await ask(CopySegments([SegmentCopy(0, scene.at(3))])) is Status.BAD_MESSAGE
+        assert await ask(UnbindSlot(scene.slot)) is Status.BUSY
+
+    play(scene, act)
+
+
+def test_a_lost_container_fails_its_io_and_the_next_flush(scene: Scene, rpc: Callable[..., Any]) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.ready()
+        host = await scene.host()
+        assert await scene.set(0, scene.at(1), ZERO_ENTRY) is Status.OK
+        await host.write(1, 0, b"q" * 512)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, lambda: rpc("bdev_malloc_delete", name=scene.container))
+        with pytest.raises(NvmeStatusError):
+            await host.read(1, 0, 512)
+        with pytest.raises(NvmeStatusError):
+            await host.flush(1)
+        assert await host.read(1, SEGMENT, 512) == bytes(512)
+
+    play(scene, act)
+    blocks = CONTAINER_SEGMENTS * SEGMENT // 512
+    rpc("bdev_malloc_create", name=scene.container, block_size=512, num_blocks=blocks)
+
+
+def test_a_hostile_peer_hurts_nobody(scene: Scene) -> None:
+    """Junk, torn frames and silence: the connection ends, the target and the next daemon do not notice."""
+
+    async def act(scene: Scene) -> None:
+        path = str(scene.plane.dataplane_socket)
+        good = struct.pack("<IHBBQQQQQQ", 56, 18, 1, 0, 1, 0, 0, 0, 0, 0)
+        chance = random.Random(5)
+        junk = [
+            b"\xff" * 64,
+            struct.pack("<I", 57) + bytes(60),
+            struct.pack("<I", 2 << 20) + bytes(60),
+            struct.pack("<IHBB", 64, 13, 1, 0) + bytes(56),
+            good[:4] + b"\x63\x00" + good[6:],
+            good[:7] + b"\x80" + good[8:],
+            *(struct.pack("<I", 64) + chance.randbytes(60) for _ in range(20)),
+        ]
+        for data in junk:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(data)
+            rest = await asyncio.wait_for(reader.read(), 5)
+            assert rest, "a hello, and perhaps a goodbye"
+            writer.close()
+            await writer.wait_closed()
+        _, torn = await asyncio.open_unix_connection(path)
+        torn.write(good[:30])
+        await torn.drain()
+        torn.close()
+        await torn.wait_closed()
+        daemon = await scene.ready()
+        assert (await daemon.ask(TableStatus(), daemon.header(table=0))).status is Status.OK
+        assert not any(isinstance(notice, Refused) for notice in daemon.notices)
+
+    play(scene, act)

@@ -160,12 +160,14 @@ inline decide_reclaim() {
 #define STARVES(i) (f_kind[i] == WRITE_FAULT && f_seen[i] == ZERO && s_truth == ZERO && !HAS(ZEROED) && \
     (HAS(FREE) || (j_kind == 1 && !j_quarantined)))
 #endif
-#define CAN_DECIDE(i) (change == 0 && f_kind[i] && CAN_ANSWER((i) / 2) && c_epoch[(i) / 2] == epoch[(i) / 2] && !STARVES(i))
+#define CAN_DECIDE(i) (change == 0 && f_kind[i] && CAN_ANSWER((i) / 2) && c_epoch[(i) / 2] == epoch[(i) / 2] && \
+    !STARVES(i))
 
 inline decide() {
   d_agent = d_part / 2; d_id = f_id[d_part]; d_seen = f_seen[d_part]; d_kind = f_kind[d_part];
   take_fault(d_part);
-  SAY("controller decides fault kind %d of part %d, seen %d, truth %d, holds %d %d\n", d_kind, d_part, d_seen, s_truth, holds[0], holds[1]);
+  SAY("controller decides fault kind %d of part %d, seen %d, truth %d, holds %d %d\n", d_kind, d_part, d_seen,
+    s_truth, holds[0], holds[1]);
   if
   :: d_kind == WRITE_FAULT -> decide_write()
   :: d_kind == RECLAIM_FAULT -> decide_reclaim()
@@ -200,7 +202,7 @@ inline commit_location() {
 inline commit_zero() {
   SAY("commit: ZERO, location freed\n");
   assert(!precious);                                  /* no write is erased that came after the unmap was given up */
-  s_location[LOC(s_truth)] = FREE;
+  if :: LOC(s_truth) != s_snapshot -> s_location[LOC(s_truth)] = FREE :: else fi;
   s_truth = ZERO;
   set_register(0);
   end_change()
@@ -404,13 +406,16 @@ end:
 
     :: s_standing[a] == ALIVE && (barrier[a] == TO_SEND || barrier[a] == SENT) && !granted[a] ->
       d_step { SAY("controller fences agent %d\n", a); s_standing[a] = FENCING; h_forget = 1 }
-    :: s_standing[a] == ALIVE && fences < FENCES -> d_step { fences++; SAY("controller fences agent %d\n", a); s_standing[a] = FENCING; h_forget = 1 }
+    :: s_standing[a] == ALIVE && fences < FENCES -> d_step { fences++; SAY("controller fences agent %d\n", a);
+      s_standing[a] = FENCING; h_forget = 1 }
 #ifndef M_SKIP_FENCE
-    :: s_standing[a] == FENCING && allowed[a] == s_incarnation[a] -> d_step { SAY("container host denies agent %d\n", a); allowed[a] = 0 }
+    :: s_standing[a] == FENCING && allowed[a] == s_incarnation[a] ->
+      d_step { SAY("container host denies agent %d\n", a); allowed[a] = 0 }
 #endif
     :: s_standing[a] == FENCING && NONE_LEFT(a) && LEASE_OVER(a) -> d_step { declare_over(a) }
 
-    :: !j_kind && session[a] && granted[a] && HAS(FREE) && !HAS(ZEROED) -> d_step { pick(FREE); order_job(1, a, h_loc, 0) }
+    :: !j_kind && session[a] && granted[a] && HAS(FREE) && !HAS(ZEROED) -> d_step { pick(FREE);
+      order_job(1, a, h_loc, 0) }
     :: j_kind == 1 && j_agent == a && j_state == ENDED && !j_quarantined && session[a] ->
       d_step { s_location[j_target] = ZEROED; forget_job() }
     /* only the session broke: the same incarnation is told again; its answer says that the first has ended, too */
@@ -418,7 +423,8 @@ end:
        j_incarnation == s_incarnation[a] ->
       d_step { SAY("job %d is ordered again\n", j_kind); j_quarantined = 0; j_state = AT_WAY }
     :: j_kind && j_agent == a && j_state == LOST && !j_quarantined && CAN_ANSWER(a) ->
-      d_step { if :: change == COPY && ch_step == 0 && !ch_void -> refuse(ch_part, ch_fault) :: else fi; quarantine_job() }
+      d_step { if :: change == COPY && ch_step == 0 && !ch_void -> refuse(ch_part, ch_fault) :: else fi;
+        quarantine_job() }
     fi;
     d_step {
       if :: h_forget -> forget_session(a) :: else fi;

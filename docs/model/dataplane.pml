@@ -53,7 +53,8 @@ inline begin(a, i) {
     assert(lease[a]);                                                 /* nothing begins after expiry */
     SAY("  agent %d part %d begins at location %d\n", a, i, LOC(h_entry));
     state[i] = BEGUN; at[i] = LOC(h_entry); covered[i] = 1; kind[i] = 0; seen[i] = 0
-  :: else -> if :: (i) % 2 == 0 -> finish_read(a) :: else -> finish_write(a) fi     /* the container refuses: an error */
+  :: else -> if :: (i) % 2 == 0 -> finish_read(a) :: else ->
+    finish_write(a) fi     /* the container refuses: an error */
   fi
 }
 
@@ -91,7 +92,8 @@ inline reconsider(a, i) {
   :: state[i] == PARKED && kind[i] ->
     fault_of(a, i, entry[a]);
     if
-    :: h_kind != kind[i] || (h_type == ANSWER && h_part == 2 * ((i) % 2) + fault_id[i]) -> h_retry = h_retry | (1 << (i) % 2)
+    :: h_kind != kind[i] || (h_type == ANSWER && h_part == 2 * ((i) % 2) + fault_id[i]) ->
+      h_retry = h_retry | (1 << (i) % 2)
     :: else
     fi
   :: else
@@ -103,7 +105,8 @@ inline apply(a) {
   :: h_type == ANSWER -> entry[a] = h_entry
   :: h_type == SET_INVALID -> entry[a] = INVALID
   :: h_type == SET_NO_WRITE -> entry[a] = PROTECTED(entry[a])
-  :: else -> if :: state[WRITER(a)] == PARKED && kind[WRITER(a)] && h_part == 2 + fault_id[WRITER(a)] -> finish_write(a) :: else fi
+  :: else -> if :: state[WRITER(a)] == PARKED && kind[WRITER(a)] && h_part == 2 + fault_id[WRITER(a)] ->
+    finish_write(a) :: else fi
   fi;
   reconsider(a, READER(a));
   reconsider(a, WRITER(a))
@@ -146,7 +149,8 @@ inline take_grant(a) {
   :: h_ok && granting[a] == IN_TIME -> 
     assert(over[a] < incarnation[a]);
     lease[a] = 1;
-    h_retry = (state[READER(a)] == PARKED && !kind[READER(a)] -> 1 : 0) + (state[WRITER(a)] == PARKED && !kind[WRITER(a)] -> 2 : 0)
+    h_retry = (state[READER(a)] == PARKED && !kind[READER(a)] -> 1 : 0) + (state[WRITER(a)] == PARKED &&
+      !kind[WRITER(a)] -> 2 : 0)
   :: else
   fi;
   granting[a] = 0
@@ -154,7 +158,8 @@ inline take_grant(a) {
 
 inline take_entries(a) {
   check(a);
-  SAY("agent %d: message type %d entry %d part %d, stamp accepted %d replayed %d\n", a, h_type, h_entry, h_part, h_ok, h_replayed);
+  SAY("agent %d: message type %d entry %d part %d, stamp accepted %d replayed %d\n", a, h_type, h_entry, h_part,
+    h_ok, h_replayed);
 #ifndef M_NO_SEQUENCE
   if :: h_replayed == OUT_OF_SEQUENCE -> h_ok = 0 :: else fi;
 #endif
@@ -180,7 +185,8 @@ inline go_on(a) {
     if :: h_retry & (1 << h_i) -> submit(a, 2 * a + h_i) :: else fi
   }
   if
-  :: answering[a] && !awaited[a] -> answering[a] = 0; SAY("agent %d answers the blocking command\n", a); if :: link[a] == OPEN && session[a] -> response[a] = 1 :: else fi
+  :: answering[a] && !awaited[a] -> answering[a] = 0; SAY("agent %d answers the blocking command\n", a);
+    if :: link[a] == OPEN && session[a] -> response[a] = 1 :: else fi
   :: else
   fi;
   assert(!(lease[0] && lease[1] && WRITABLE(entry[0]) && WRITABLE(entry[1]) && LOC(entry[0]) != LOC(entry[1])));
@@ -189,15 +195,18 @@ inline go_on(a) {
 }
 
 /* Sequences are not counted: within a session every message is in sequence. Of a message kept for replay `v_ahead` says
- * how many others have to be consumed before it would be; in another epoch or incarnation that may be so at any time. */
+ * how many others have to be consumed before it would be;
+   in another epoch or incarnation that may be so at any time. */
 inline keep_message(a, ahead) {
   v_kept = 1; v_undelivered = (ahead != NEVER); v_ahead = ahead; v_agent = a; v_type = h_type; v_term = h_term;
   v_incarnation = h_incarnation; v_epoch = h_epoch; v_entry = h_entry; v_part = h_part
 }
 
 inline replay() {
-  h_type = v_type; h_term = v_term; h_incarnation = v_incarnation; h_epoch = v_epoch; h_entry = v_entry; h_part = v_part;
-  h_replayed = (v_ahead == 0 || v_epoch != epoch[v_agent] || v_incarnation != incarnation[v_agent] -> IN_SEQUENCE : OUT_OF_SEQUENCE);
+  h_type = v_type; h_term = v_term; h_incarnation = v_incarnation; h_epoch = v_epoch; h_entry = v_entry;
+    h_part = v_part;
+  h_replayed = (v_ahead == 0 || v_epoch != epoch[v_agent] || v_incarnation != incarnation[v_agent] ->
+    IN_SEQUENCE : OUT_OF_SEQUENCE);
   v_type = 0; v_term = 0; v_incarnation = 0; v_epoch = 0; v_ahead = 0; v_entry = 0; v_part = 0; v_agent = 0;
   v_undelivered = 0
 }
@@ -227,7 +236,8 @@ inline write_lands(l, v) {
 inline own_write_lands(a) {
   write_lands(at[WRITER(a)], value[a]);
   if
-  :: lease[a] && covered[WRITER(a)] && !(state[WRITER(0)] == PARKED && unmaps[0]) && !(state[WRITER(1)] == PARKED && unmaps[1]) ->
+  :: lease[a] && covered[WRITER(a)] && !(state[WRITER(0)] == PARKED && unmaps[0]) &&
+    !(state[WRITER(1)] == PARKED && unmaps[1]) ->
     precious = 1
   :: else
   fi;
@@ -326,12 +336,15 @@ end:
     if
     /* hosts */
     :: state[READER(a)] == IDLE && (READERS & (1 << a)) && reads < READS ->
-      d_step { SAY("host reads at agent %d\n", a); reads = (READS == 255 -> 0 : reads + 1); possible[a] = 1 << reg; h_retry = 1 }
+      d_step { SAY("host reads at agent %d\n", a); reads = (READS == 255 -> 0 : reads + 1); possible[a] = 1 << reg;
+        h_retry = 1 }
     :: state[WRITER(a)] == IDLE && (WRITERS & (1 << a)) && writes < WRITES ->
-      d_step { SAY("host writes %d at agent %d\n", writes + 1, a); writes++; value[a] = writes; unmaps[a] = 0; h_retry = 2 }
+      d_step { SAY("host writes %d at agent %d\n", writes + 1, a); writes++; value[a] = writes; unmaps[a] = 0;
+        h_retry = 2 }
     :: state[WRITER(a)] == IDLE && unmappings < UNMAPS ->
       d_step { SAY("host unmaps at agent %d\n", a); unmappings++; unmaps[a] = 1; precious = 0; h_retry = 2 }
-    :: state[WRITER(a)] == PARKED && aborts < ABORTS -> d_step { SAY("host gives up at agent %d\n", a); aborts++; finish_write(a) }
+    :: state[WRITER(a)] == PARKED && aborts < ABORTS -> d_step { SAY("host gives up at agent %d\n", a); aborts++;
+      finish_write(a) }
     /* messages */
     :: down[a] ? h_type, h_term, h_incarnation, h_epoch, h_entry, h_part ->
       if
@@ -358,9 +371,11 @@ end:
         fi
       }
     :: j_kind && j_state == AT_WORK && j_agent == a -> d_step { job_lands(a) }
-    :: j_kind && j_state == AT_WORK && j_agent == a && (allowed[a] != j_incarnation || incarnation[a] != j_incarnation) ->
+    :: j_kind && j_state == AT_WORK && j_agent == a &&
+      (allowed[a] != j_incarnation || incarnation[a] != j_incarnation) ->
       d_step { j_state = LOST; j_value = 0; j_covered = 0 }
-    :: z_at && z_agent == a -> d_step { SAY("a late write of a job lands at location %d\n", z_at); assert(s_location[z_at] == IN_JOB); data[z_at] = z_value; settle_job() }
+    :: z_at && z_agent == a -> d_step { SAY("a late write of a job lands at location %d\n", z_at);
+      assert(s_location[z_at] == IN_JOB); data[z_at] = z_value; settle_job() }
     :: z_at && z_agent == a -> d_step { settle_job() }
     /* failures */
     :: resets < RESETS && state[WRITER(a)] == BEGUN && !o_at[a] -> d_step { resets++; lose_write(a) }

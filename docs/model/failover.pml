@@ -69,7 +69,8 @@ byte barrier[AGENTS];
 #define FAIL 4
 #define SET_INVALID 5
 #define SET_NO_WRITE 6
-chan down[AGENTS] = [6] of { byte, byte, byte, byte, byte, byte };   /* type term incarnation epoch entry part*2+fault */
+chan down[AGENTS] = [6] of { byte, byte, byte, byte, byte, byte };
+  /* type term incarnation epoch entry part*2+fault */
 #define IN_TIME 1
 #define TOO_LATE 2
 byte granting[AGENTS];           /* a LEASE_GRANT is on its way */

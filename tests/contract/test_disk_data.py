@@ -13,7 +13,9 @@ import struct
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ import pytest
 from channel.messages import (
     BindSlot,
     CopySegments,
+    Epoch,
     FaultAnswer,
     GetEntries,
     GetParked,
@@ -40,9 +43,11 @@ from dataplane.embedded.nvme_host import NvmeStatusError, NvmeTcpHost
 from mapping.entry import ERROR_ENTRY, NO_WRITE, ZERO_ENTRY, State, pack
 from mapping.rules import FaultKind, Operation
 from mapping.status import Status
+from spdk_rpc.client import RpcClient
 from spdk_rpc.methods import bdev_segmap
 from spdk_rpc.methods.bdev_segmap import SegmapBdev
-from tests.contract.conftest import DISK_PLANES, NQN, Plane
+from spdk_rpc.target import Target
+from tests.contract.conftest import DISK_PLANES, NQN, READY_S, Plane
 from tests.embedded.scripted_daemon import CLUSTER, INCARNATION, SECOND, TERM, Daemon
 from transport import unix
 
@@ -107,9 +112,9 @@ class Scene:
         }
         return BindSlot(**(fields | changes))
 
-    async def ready(self) -> Daemon:
+    async def ready(self, lease_s: float = 10) -> Daemon:
         """The container bound and listed in the table."""
-        daemon = await self.admitted()
+        daemon = await self.admitted(lease_s)
         answer = await daemon.ask(self.bind(), daemon.header(table=0))
         assert (answer.status, answer.segment_count) == (Status.OK, CONTAINER_SEGMENTS), answer
         listed = await daemon.ask(TableSlots([self.slot]), self.header())
@@ -167,9 +172,15 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-@pytest.fixture
-def scene(plane: Plane, rpc: Callable[..., Any], tcp: None) -> Iterator[Scene]:
+@contextmanager
+def made_scene(plane: Plane) -> Iterator[Scene]:
     """A malloc container, a disk and its export; the disk's table is empty, nobody is connected."""
+
+    def rpc(method: str, **params: Any) -> Any:
+        return plane.client.call(method, params)
+
+    if not rpc("nvmf_get_transports"):
+        rpc("nvmf_create_transport", trtype="TCP")
     number = next(_NUMBERS)
     container, disk, nqn = f"box{number}", f"disk{number}", f"{NQN}disk{number}"
     table = number << 32 | 1
@@ -186,6 +197,30 @@ def scene(plane: Plane, rpc: Callable[..., Any], tcp: None) -> Iterator[Scene]:
     if disk in [state.name for state in plane.client.run(bdev_segmap.get())]:
         plane.client.run(bdev_segmap.delete(disk))
     rpc("bdev_malloc_delete", name=container)
+
+
+@pytest.fixture
+def scene(plane: Plane) -> Iterator[Scene]:
+    with made_scene(plane) as scene:
+        yield scene
+
+
+@pytest.fixture
+def own_scene(plane: Plane, runtime_dir: Path) -> Iterator[Scene]:
+    """A scene on a target of the test's own, with two cores, if it is of the kind that has any."""
+    rpc_socket, dataplane_socket = runtime_dir / "rpc.sock", runtime_dir / "plane.sock"
+    command = plane.command(plane.name, rpc_socket, core_mask="0x3", dataplane_socket=dataplane_socket)
+    log_path = runtime_dir / "target.log"
+    with asyncio.Runner() as runner:
+        target = runner.run(Target.start(command, rpc_socket, log_path=log_path, ready_s=READY_S))
+        try:
+            with RpcClient(rpc_socket, timeout_s=10) as client:
+                own = Plane(plane.name, client, rpc_socket, dataplane_socket, plane.command)
+                with made_scene(own) as scene:
+                    yield scene
+        finally:
+            status = runner.run(target.stop())
+        assert status == 0, log_path.read_text()[-2000:]
 
 
 def play(scene: Scene, act: Callable[[Scene], Awaitable[None]]) -> None:
@@ -352,6 +387,53 @@ def test_what_is_stale_or_out_of_order_is_refused(scene: Scene) -> None:
         assert await scene.set(SEGMENTS, scene.at(1)) is Status.OUT_OF_RANGE
 
     play(scene, act)
+
+
+def test_the_lease_stops_io_and_a_new_epoch_begins(own_scene: Scene) -> None:
+    """Two hosts read on two cores until the lease ends: then nothing is read, until a new one and new entries."""
+
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready(lease_s=1.5)
+        hosts = [await scene.host(), await scene.host()]
+        entries = [scene.at(1 + segment) for segment in range(SEGMENTS)]
+        assert await scene.set(0, *entries) is Status.OK
+        for segment in range(SEGMENTS):
+            await hosts[0].write(1, segment * SEGMENT, bytes([segment]) * 4096)
+        done = 0
+
+        async def load(host: NvmeTcpHost, seed: int) -> None:
+            nonlocal done
+            chance = random.Random(seed)
+            while not daemon.notices:
+                segment = chance.randrange(SEGMENTS)
+                assert await host.read(1, segment * SEGMENT, 4096) == bytes([segment]) * 4096
+                done += 1
+
+        loads = [asyncio.create_task(load(host, seed)) for seed, host in enumerate(hosts * 4)]
+        changes = 0
+        while not daemon.notices:
+            status = await scene.set(changes % SEGMENTS, entries[changes % SEGMENTS], blocking=True)
+            changes += status is Status.OK
+        assert isinstance(daemon.notices[0], Epoch)
+        assert daemon.headers[0].epoch == daemon.epoch + 1
+        assert changes > 10
+        assert done > 100
+        before = done
+        daemon.epoch += 1
+        daemon.sequence = 0
+        assert await scene.entries() == [0] * SEGMENTS
+        assert not daemon.faults(), "without a lease nothing faults"
+        daemon.grant(time.monotonic_ns())
+        while any(not task.done() for task in loads):
+            answered = {fault.segment for fault in daemon.faults()}
+            missing = [segment for segment, entry in enumerate(await scene.entries()) if not entry]
+            for segment in answered & set(missing):
+                assert await scene.set(segment, entries[segment]) is Status.OK
+            await asyncio.sleep(0.005)
+        await asyncio.gather(*loads)
+        assert done - before <= len(loads)
+
+    play(own_scene, act)
 
 
 def test_faults_go_up_again_to_the_next_session(scene: Scene) -> None:

@@ -304,10 +304,13 @@ class Plane:
         return self._jobs[token][0] == self.lease.epoch and self.lease.covers(now_ns)
 
     def end_job(self, token: Any, status: Status, now_ns: int) -> Status:
-        """The job's I/O has ended; LEASE_EXPIRED if it outlived its lease."""
+        """The job's I/O has ended; LEASE_EXPIRED if it outlived its lease.
+
+        A failure stays what it is: its container may still carry the I/O out, which a job begun anew does not wait for.
+        """
         covered = self.may_continue(token, now_ns)
         del self._jobs[token]
-        return status if covered else Status.LEASE_EXPIRED
+        return status if covered or status is not Status.OK else Status.LEASE_EXPIRED
 
 
 def _then_barrier(engine: Engine, outcome: Outcome, token: Any, now_ns: int) -> Outcome:

@@ -148,14 +148,13 @@ class SlowRemote(Remote):
         assert writing.status is Status.IO_ERROR
         return self.daemon.begin(SetEntries(0, 1, [0]), self.daemon.next(blocking=True, table=TABLE))
 
+    async def host_waits_to_be_let_in(self) -> None:
+        """The mapper has connected again, and the container host holds its Connect."""
+        await until(lambda: self.host.target.nvmf.target._connecting)
+
     async def __aexit__(self, *failure: object) -> None:
         self.slow.finish(len(self.slow.waiting))
         await super().__aexit__(*failure)
-
-
-async def a_while() -> None:
-    """Long enough for a host to connect again."""
-    await asyncio.sleep(0.3)
 
 
 @on_loop
@@ -276,7 +275,7 @@ async def test_a_barrier_waits_for_a_failed_write_until_the_connection_is_back(t
     async with SlowRemote(tmp_path) as rig:
         barrier = await rig.leave_a_write()
         await rig.listen()
-        await a_while()
+        await rig.host_waits_to_be_let_in()
         assert (len(rig.slow.waiting), barrier.done(), await rig.state()) == (1, False, "resetting")
         rig.slow.finish()
         await until(lambda: rig.slow.waiting)
@@ -293,7 +292,7 @@ async def test_a_write_is_not_done_twice_at_the_same_time(tmp_path: Path) -> Non
         await until(lambda: rig.slow.waiting)
         await rig.interrupt()
         await rig.listen()
-        await a_while()
+        await rig.host_waits_to_be_let_in()
         assert (len(rig.slow.waiting), first.status) == (1, None)
         await rig.finish_until(lambda: first.ended)
         assert first.status is Status.OK
@@ -311,7 +310,7 @@ async def test_a_failed_write_is_counted_until_its_container_is_attached_and_bou
         attach = asyncio.ensure_future(
             rig.mapper.call("bdev_nvme_attach_controller", name="c", **rig.address, hostnqn=HOST)
         )
-        await a_while()
+        await rig.host_waits_to_be_let_in()
         assert not attach.done()
         await rig.finish_until(attach.done)
         assert not barrier.done()
@@ -328,7 +327,7 @@ async def test_a_disk_with_a_failed_write_is_deleted_when_that_has_ended(tmp_pat
         await rig.leave_a_write()
         target = rig.mapper.target
         deleting = asyncio.ensure_future(target.layer.unregister(rig.disk))
-        await a_while()
+        await until(lambda: not rig.disk.engine.present)
         (listed,) = await rig.mapper.call("bdev_segmap_get")
         assert (listed["table"], listed["present"], deleting.done()) == (TABLE, False, False)
         assert "bdev_segmap_create" not in str(await rig.mapper.call("framework_get_config", name="bdev"))

@@ -235,6 +235,12 @@ class TestJobs:
         plane.grant_lease(stamp(epoch=2), LEASE, LEASE, LEASE)
         assert plane.end_job("k", Status.OK, LEASE + 1) is Status.LEASE_EXPIRED
 
+    def test_a_failure_is_told_even_after_the_lease(self) -> None:
+        plane = admitted()
+        plane.begin_job(stamp(), "j", [pack(0, 1)], 1)
+        plane.tick(LEASE)
+        assert plane.end_job("j", Status.IO_ERROR, LEASE + 1) is Status.IO_ERROR
+
     def test_keep_their_container(self) -> None:
         plane = admitted()
         plane.table_slots(stamp(), 7, [], 1)

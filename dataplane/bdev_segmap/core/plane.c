@@ -464,5 +464,6 @@ segmap_plane_end_job(struct segmap_plane *plane, struct segmap_job *job, enum se
 	bool covered = segmap_plane_may_continue(plane, job, now_ns);
 
 	TAILQ_REMOVE(&plane->jobs, job, link);
-	return covered ? status : SEGMAP_STATUS_LEASE_EXPIRED;
+	/* A failure stays what it is: its container may still carry the I/O out. */
+	return covered || status != SEGMAP_STATUS_OK ? status : SEGMAP_STATUS_LEASE_EXPIRED;
 }

@@ -85,11 +85,8 @@ class EventKind(IntEnum):
     """What an EVENT tells."""
 
     CONTAINER_LOST = 1
-    CONTAINER_RESET = 2
     CONTAINER_BACK = 3
     TARGET_RESTARTED = 4
-    HOST_CONNECTED = 5
-    HOST_LOST = 6
 
 
 class AnswerAction(IntEnum):

@@ -382,10 +382,10 @@ class Admission:
 
     def _event(self, agent: Agent, message: AgentEvent, now_ns: int) -> None:
         text = f"agent {agent.name}: {EventKind(message.kind).name.lower().replace('_', ' ')}"
-        if message.kind in (EventKind.CONTAINER_LOST, EventKind.CONTAINER_RESET, EventKind.CONTAINER_BACK):
+        if message.kind in (EventKind.CONTAINER_LOST, EventKind.CONTAINER_BACK):
             container = self._cluster.containers.get(message.slot)
             text += f" {container.name if container else message.slot}"
-        severity = "warning" if message.kind in (EventKind.CONTAINER_LOST, EventKind.CONTAINER_RESET) else "info"
+        severity = "warning" if message.kind == EventKind.CONTAINER_LOST else "info"
         self._cluster.log.add(now_ns, severity, "agent", f"{text} {message.detail}".strip())
         if message.kind == EventKind.TARGET_RESTARTED:
             self._cluster.bringup.exporter_returned(agent, now_ns)

@@ -138,11 +138,8 @@ enum segmap_answer_action {
 /* What an EVENT tells. */
 enum segmap_event_kind {
 	SEGMAP_EVENT_CONTAINER_LOST = 1,
-	SEGMAP_EVENT_CONTAINER_RESET = 2,
 	SEGMAP_EVENT_CONTAINER_BACK = 3,
 	SEGMAP_EVENT_TARGET_RESTARTED = 4,
-	SEGMAP_EVENT_HOST_CONNECTED = 5,
-	SEGMAP_EVENT_HOST_LOST = 6,
 };
 
 /* Header flags. */

@@ -45,6 +45,14 @@ leave_disks_alone(void)
 	return spdk_bdev_set_opts(&bdev_opts);
 }
 
+/* Front ends wait for the I/O of their hosts before they end: none of it may wait for a controller then. */
+static void
+shut_down(void)
+{
+	segmap_stop();
+	spdk_app_stop(0);
+}
+
 static void
 started(void *ctx)
 {
@@ -59,6 +67,7 @@ main(int argc, char **argv)
 
 	spdk_app_opts_init(&opts, sizeof(opts));
 	opts.name = "segmap_tgt";
+	opts.shutdown_cb = shut_down;
 	rc = spdk_app_parse_args(argc, argv, &opts, "", options, parse_option, usage);
 	if (rc != SPDK_APP_PARSE_ARGS_SUCCESS) {
 		return rc == SPDK_APP_PARSE_ARGS_HELP ? 0 : 1;

@@ -97,20 +97,33 @@ static const struct segmap_effects effects = {
 
 /* ---- the module ---- */
 
-/* The plane's deadlines; and nothing stays parked at a disk that is being removed. */
-static int
-tick(void *ctx)
+/* Nothing stays parked at a disk that goes: whoever has it open waits for its I/O. */
+static void
+drop_parked(void)
 {
 	struct segmap_disk *disk;
 
-	(void)ctx;
-	segmap_plane_tick(&g_segmap.plane, segmap_now_ns());
 	TAILQ_FOREACH(disk, &g_segmap.disks, link) {
-		if (disk->removing && disk->engine.parked > 0) {
+		if ((disk->removing || g_segmap.stopping) && disk->engine.parked > 0) {
 			segmap_engine_reset(&disk->engine, NULL);
 		}
 	}
+}
+
+static int
+tick(void *ctx)
+{
+	(void)ctx;
+	segmap_plane_tick(&g_segmap.plane, segmap_now_ns());
+	drop_parked();
 	return SPDK_POLLER_IDLE;
+}
+
+void
+segmap_stop(void)
+{
+	g_segmap.stopping = true;
+	drop_parked();
 }
 
 static int
@@ -132,10 +145,11 @@ module_init(void)
 	return segmap_link_start();
 }
 
-/* All disks are unregistered: now the containers go. */
+/* The front ends are gone; the disks will be unregistered next. Their containers are given up first. */
 static void
 module_fini_start(void)
 {
+	segmap_stop();
 	segmap_link_stop();
 	for (uint32_t slot = 0; slot < SEGMAP_SLOTS; slot++) {
 		segmap_container_lose(&g_segmap.containers[slot]);

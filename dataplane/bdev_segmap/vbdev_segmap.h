@@ -99,6 +99,7 @@ struct segmap_target {
 	struct segmap_plane plane;
 	struct spdk_thread *owner;
 	struct spdk_poller *ticker;
+	bool stopping; /* nothing stays parked any more */
 	struct spdk_io_channel *owner_channel;
 	struct segmap_container containers[SEGMAP_SLOTS];
 	TAILQ_HEAD(, segmap_disk) disks;
@@ -114,6 +115,9 @@ uint64_t segmap_now_ns(void);
 void segmap_send(struct spdk_thread *thread, spdk_msg_fn fn, void *ctx);
 
 /* ---- vbdev_segmap.c: disks, on the owner's thread ---- */
+
+/* The target is about to end: what is parked is dropped, and whatever would be parked from now on. */
+void segmap_stop(void);
 
 struct segmap_disk_opts {
 	const char *name;

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
+import signal
 import socket
 import struct
 import time
@@ -78,6 +80,13 @@ class Scene:
     open_hosts: list[NvmeTcpHost] = field(default_factory=list)
     daemons: list[Daemon] = field(default_factory=list)
     daemon: Daemon | None = None
+    kill: Callable[[signal.Signals], None] = lambda number: None
+    ended: bool = False
+
+    def end_target(self) -> None:
+        """Ask it to end; nothing is left to be undone afterwards."""
+        self.ended = True
+        self.kill(signal.SIGTERM)
 
     def at(self, segment: int, flags: int = 0) -> int:
         return pack(self.slot, segment, flags)
@@ -192,7 +201,10 @@ def made_scene(plane: Plane) -> Iterator[Scene]:
     rpc("nvmf_subsystem_add_ns", nqn=nqn, namespace={"bdev_name": disk})
     address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port}
     rpc("nvmf_subsystem_add_listener", nqn=nqn, listen_address=address)
-    yield Scene(plane, next(_SLOTS), container, uuid.uuid4().bytes, table, disk, nqn, port)
+    scene = Scene(plane, next(_SLOTS), container, uuid.uuid4().bytes, table, disk, nqn, port)
+    yield scene
+    if scene.ended:
+        return
     rpc("nvmf_delete_subsystem", nqn=nqn)
     if disk in [state.name for state in plane.client.run(bdev_segmap.get())]:
         plane.client.run(bdev_segmap.delete(disk))
@@ -217,7 +229,10 @@ def own_scene(plane: Plane, runtime_dir: Path) -> Iterator[Scene]:
             with RpcClient(rpc_socket, timeout_s=10) as client:
                 own = Plane(plane.name, client, rpc_socket, dataplane_socket, plane.command)
                 with made_scene(own) as scene:
+                    scene.kill = target.kill
                     yield scene
+                    if scene.ended and target.identity is not None:
+                        os.waitid(os.P_PID, target.identity.pid, os.WEXITED | os.WNOWAIT)
         finally:
             status = runner.run(target.stop())
         assert status == 0, log_path.read_text()[-2000:]
@@ -466,6 +481,21 @@ def test_a_deleted_disk_drops_what_is_parked(scene: Scene, rpc: Callable[..., An
             await writing
 
     play(scene, act)
+
+
+def test_a_target_ends_although_io_is_parked(own_scene: Scene) -> None:
+    """In good order (the fixture looks at its exit status), and long before the park limit."""
+
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready()
+        host = await scene.host()
+        writing = asyncio.create_task(host.write(1, 0, b"z" * 512))
+        await daemon.fault()
+        scene.end_target()
+        with pytest.raises(NvmeStatusError):
+            await writing
+
+    play(own_scene, act)
 
 
 def test_labels(scene: Scene, rpc: Callable[..., Any]) -> None:

@@ -27,6 +27,7 @@ from tests.embedded.scripted_daemon import (
     at,
     on_loop,
     read,
+    settle,
     write,
 )
 from tests.embedded.test_bdev_nvme import HOST, SEGMENT
@@ -134,6 +135,11 @@ class SlowRemote(Remote):
         while not condition():
             await asyncio.sleep(0)
             self.slow.finish(len(self.slow.waiting))
+
+    async def kept_waiting(self) -> None:
+        """Until the container host has the mapper's Connect, which it does not answer."""
+        await until(lambda: self.host.target.nvmf.target._connecting)
+        await settle()
 
     async def leave_a_write(self) -> asyncio.Future[Any]:
         """A write that has failed for its host and still runs at the container; a barrier that begins after it."""

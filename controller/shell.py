@@ -49,7 +49,7 @@ from controller.core.effects import (
 )
 from controller.core.machine import Controller
 from controller.links import IDENTITY_PREFIX, Link
-from controller.store.interface import Committed, StaleTerm, StoreError, StoreFull
+from controller.store.interface import StaleTerm, StoreError, StoreFull
 from controller.store.sqlite import SqliteStore
 from controller.store.writer import CommitterFull, GroupCommitter
 from controller.storekeeping import StoreKeeper
@@ -74,7 +74,9 @@ class ControllerShell:
 
     def __init__(self, config: ControllerConfig) -> None:
         self._config = config
-        self._committer = GroupCommitter(lambda: SqliteStore.open(config.store_path), on_full=self._store_full)
+        self._committer = GroupCommitter(
+            lambda: SqliteStore.open(config.store_path), on_full=self._store_full, told=self._pump
+        )
         self._keeper = StoreKeeper(self._committer, config.store_path)
         self._core: Controller | None = None
         self._links: dict[int, Link] = {}
@@ -86,7 +88,7 @@ class ControllerShell:
         self._commits = 0
         self._paused = False
         self._full = False
-        self._pumping = False
+        self._scheduled = self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -230,15 +232,16 @@ class ControllerShell:
         """Turn what a session says into events of the core."""
         for event in link.session.events():
             if isinstance(event, channel_events.ResponseReceived):
-                self._post(ResponseReceived(link.number, event.context, event.message))
+                self._inbox.append(ResponseReceived(link.number, event.context, event.message))
             elif isinstance(event, channel_events.NoticeReceived):
                 self._post_notice(link, event)
             elif isinstance(event, channel_events.RequestReceived):
                 link.hello = event
-                self._post(MessageReceived(link.number, event.header, event.message))
+                self._inbox.append(MessageReceived(link.number, event.header, event.message))
             elif isinstance(event, channel_events.SessionEnded):
                 self._ended(link, event.detail)
-        self._touch(link)
+        self._dirty[link] = None
+        self._pump()
 
     def _post_notice(self, link: Link, event: channel_events.NoticeReceived) -> None:
         """Faults that came one by one are stepped together: they share a commit and an answer."""
@@ -258,7 +261,7 @@ class ControllerShell:
                     self._inbox[-1] = MessageReceived(link.number, header, MapFault(merged))
                 merged.extend(message.faults)
                 return
-        self._post(MessageReceived(link.number, header, message))
+        self._inbox.append(MessageReceived(link.number, header, message))
 
     def _ended(self, link: Link, why: str) -> None:
         if self._links.pop(link.number, None) is not None:
@@ -283,32 +286,44 @@ class ControllerShell:
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._pumping:
-            self._pumping = True
+        if not self._scheduled:
+            self._scheduled = True
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Step what has come, as far as the store keeps up; then write."""
-        self._pumping = False
+        """Step what has come, as far as the store keeps up; then write, and wake the store's thread.
+
+        What brings something to do calls this itself: nothing waits for the next turn of the loop. The store's thread
+        comes last, because the two cannot run at once.
+        """
+        if self._pumping:
+            self._schedule()
+            return
+        self._pumping, self._scheduled = True, False
         try:
-            self._step_and_write()
+            self._step()
+            self._throttle()
+            self._write()
+            if self._core is not None:
+                self._arm(self._core)
         except Exception as error:
             self._break(error)
+        finally:
+            self._pumping = False
+        self._committer.hand_over()
 
-    def _step_and_write(self) -> None:
-        core = self._core
-        while core is not None and self._inbox and not self._behind(COMMITS_HIGH, COMMIT_BYTES_HIGH):
-            self._execute(core.step(self._inbox.popleft(), time.monotonic_ns()))
-            core = self._core
-        self._throttle()
+    def _step(self) -> None:
+        inbox = self._inbox
+        while (core := self._core) is not None and inbox and not self._behind(COMMITS_HIGH, COMMIT_BYTES_HIGH):
+            self._execute(core.step(inbox.popleft(), time.monotonic_ns()))
+
+    def _write(self) -> None:
         dirty, self._dirty = self._dirty, {}
         for link in dirty:
             for event in link.session.events():
                 if isinstance(event, channel_events.SessionEnded):
                     self._ended(link, event.detail)
             link.flush()
-        if core is not None:
-            self._arm(core)
 
     def _behind(self, commits: int, size: int) -> bool:
         """Whether the store has so much to do that nothing more is stepped. A full one is not waited for: what needs no
@@ -383,25 +398,22 @@ class ControllerShell:
             self._depose(effect.reason)
 
     def _persist(self, effect: Persist) -> None:
+        core, token = self._core, effect.token
         try:
-            future = self._committer.submit(effect.batch)
+            self._committer.post(effect.batch, lambda sequence: self._committed(core, token, sequence))
         except CommitterFull as error:
             raise AssertionError("more commits than are stepped into") from error
         except StoreError:
             return  # the committer has stopped; _watch_store starts over
         self._commits += 1
-        core, token = self._core, effect.token
-        future.add_done_callback(lambda done: self._committed(core, token, done))
 
-    def _committed(self, core: Controller | None, token: int, future: asyncio.Future[Committed]) -> None:
-        failed = future.cancelled() or future.exception() is not None
+    def _committed(self, core: Controller | None, token: int, sequence: int) -> None:
+        """`_pump` follows, once for all batches of the group."""
         if core is None or core is not self._core:
             return
         self._commits -= 1
-        if failed:
-            return  # _watch_store has been told, too
-        core.cluster.sequence = max(core.cluster.sequence, future.result().sequence)
-        self._post(BatchCommitted(token))
+        core.cluster.sequence = max(core.cluster.sequence, sequence)
+        self._inbox.append(BatchCommitted(token))
 
     # --- operators ---------------------------------------------------------------------------------------------------
 

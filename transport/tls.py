@@ -97,6 +97,7 @@ class TlsLayer:
         self.not_after_s = 0.0
         self.established = False
         self.ended = False
+        self._broken: TlsError | None = None
 
     def receive_ciphertext(self, data: Buffer) -> None:
         """What came from the transport; then ask `read`."""
@@ -125,7 +126,26 @@ class TlsLayer:
         return True
 
     def read(self) -> bytes:
-        """Some plaintext, or nothing: more ciphertext is needed, or `ended`."""
+        """The plaintext of all records that have come whole, or nothing: more ciphertext is needed, or `ended`.
+
+        What came before a bad record is given out first; the next call raises.
+        """
+        if self._broken is not None:
+            raise self._broken
+        pieces: list[bytes] = []
+        try:
+            while not self.ended and (self._incoming.pending or self._object.pending()):
+                piece = self._read_record()
+                if not piece:
+                    break
+                pieces.append(piece)
+        except TlsError as error:
+            self._broken = error
+            if not pieces:
+                raise
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_record(self) -> bytes:
         try:
             data = self._object.read(READ_BYTES)
         except ssl.SSLWantReadError:

@@ -17,9 +17,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from controller.store.interface import Batch, Committed, Store, StoreClosed, StoreError, StoreFull, StoreState
 from controller.store.records import RECORD_BYTES
@@ -67,28 +68,37 @@ class CommitterLimits:
 class _Waiting:
     batch: Batch
     weight: int
-    future: asyncio.Future[Committed]
+    done: Callable[[int], None]
+    refused: Callable[[StoreError], None]
 
 
-@dataclass(slots=True)
-class _Inbox:
-    """What the loop hands to the worker; guarded by `changed`."""
+_Call = tuple[Callable[[Store], Any], "Future[Any]"]
+_Inbox = SimpleQueue["list[_Waiting] | _Call | None"]
+"""What the loop hands to the worker: batches, something to call, or None: the end."""
 
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    batches: deque[_Waiting] = field(default_factory=deque)
-    bytes: int = 0
-    calls: deque[tuple[Callable[[Store], Any], Future[Any]]] = field(default_factory=deque)
-    closing: bool = False
+
+class _Owner(NamedTuple):
+    """The event loop, and what the worker has called in it."""
+
+    loop: asyncio.AbstractEventLoop
+    fail: Callable[[StoreError], None]
+    full: Callable[[StoreFull | None], None]
+    told: Callable[[], None]
 
 
 def _weight(batch: Batch) -> int:
     return len(batch.records) + 16 * len(batch.requests) + 256
 
 
-class GroupCommitter:
-    """Commits batches in the order of `submit`. One per store; all methods belong to the event loop's thread.
+def _ignore(error: StoreError) -> None:
+    pass
 
-    `on_full(error)`: the store is full, commits wait; `on_full(None)`: they go on.
+
+class GroupCommitter:
+    """Commits batches in the order in which they come. One per store; all methods belong to the event loop's thread.
+
+    `on_full(error)`: the store is full, commits wait; `on_full(None)`: they go on. `told` is called whenever those who
+    waited for a group have been told, once for all of them.
     """
 
     def __init__(
@@ -96,16 +106,17 @@ class GroupCommitter:
         opener: Callable[[], Store],
         limits: CommitterLimits | None = None,
         on_full: Callable[[StoreFull | None], None] = lambda full: None,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
         self.limits = limits or CommitterLimits()
-        self._on_full = on_full
         self.failure: StoreError | None = None
         self._opener = opener
-        self._inbox = _Inbox()
+        self._on_full = on_full
+        self._told = told
+        self._inbox: _Inbox = SimpleQueue()
         self._worker: _Worker | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._submitted: list[_Waiting] = []
-        self._submitted_bytes = 0
+        self._gathered: list[_Waiting] = []
+        self._batches = self._bytes = 0
         self._stopped = asyncio.Event()
 
     async def start(self) -> StoreState:
@@ -114,16 +125,17 @@ class GroupCommitter:
             raise CommitterStopped("the committer runs already")
         self.failure = None
         self._stopped = asyncio.Event()
-        self._inbox = _Inbox()
+        self._inbox = SimpleQueue()
+        self._batches = self._bytes = 0
         started: Future[StoreState] = Future()
         started.set_running_or_notify_cancel()
-        self._loop = asyncio.get_running_loop()
-        worker = _Worker(self._opener, self._inbox, self.limits, self._loop, started, self._fail, self._on_full)
+        owner = _Owner(asyncio.get_running_loop(), self._fail, self._on_full, self._told)
+        worker = _Worker(self._opener, self._inbox, self.limits, owner, started)
         worker.start()
         try:
             state = await asyncio.wrap_future(started)
         except BaseException:
-            self._inbox_close()
+            self._inbox.put(None)
             await self._join(worker)
             raise
         self._worker = worker
@@ -134,39 +146,50 @@ class GroupCommitter:
 
         What is submitted in one turn of the loop is handed to the worker together, and so forms one group.
         """
-        if self._worker is None or self._loop is None or self.failure is not None:
+        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+
+        def done(sequence: int) -> None:
+            if not future.done():
+                future.set_result(Committed(sequence, (sequence,)))
+
+        def refused(error: StoreError) -> None:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
+
+        self.post(batch, done, refused)
+        if len(self._gathered) == 1:
+            asyncio.get_running_loop().call_soon(self.hand_over)
+        return future
+
+    def post(self, batch: Batch, done: Callable[[int], None], refused: Callable[[StoreError], None] = _ignore) -> None:
+        """Queue a batch; `done(sequence)` when it is durable, or `refused`. Raises as `submit`. Then `hand_over`."""
+        worker = self._worker
+        if worker is None or self.failure is not None:
             raise CommitterStopped(f"the committer is not running: {self.failure or 'it was closed'}")
-        waiting = _Waiting(batch, _weight(batch), self._loop.create_future())
-        queued = len(self._inbox.batches) + len(self._submitted)
-        queued_bytes = self._inbox.bytes + self._submitted_bytes
-        if queued >= self.limits.queue_batches_max or queued_bytes + waiting.weight > self.limits.queue_bytes_max:
+        weight = _weight(batch)
+        queued, queued_bytes = self._batches - worker.taken, self.queued_bytes
+        if queued >= self.limits.queue_batches_max or queued_bytes + weight > self.limits.queue_bytes_max:
             raise CommitterFull(f"{queued} batches of {queued_bytes} bytes are waiting")
-        if not self._submitted:
-            self._loop.call_soon(self._hand_over)
-        self._submitted.append(waiting)
-        self._submitted_bytes += waiting.weight
-        return waiting.future
+        self._gathered.append(_Waiting(batch, weight, done, refused))
+        self._batches += 1
+        self._bytes += weight
 
     @property
     def queued_bytes(self) -> int:
         """Of the batches that no group has taken yet."""
-        return self._inbox.bytes + self._submitted_bytes
+        return self._bytes - (self._worker.taken_bytes if self._worker is not None else 0)
 
     def abandon(self, error: StoreError) -> None:
         """The owner cannot go on with what it has in memory: stop as after an error. `recover` commits the queue."""
         if self.failure is None:
             self._fail(error)
 
-    def _hand_over(self) -> None:
-        if not self._submitted:
-            return
-        inbox = self._inbox
-        with inbox.changed:
-            inbox.batches.extend(self._submitted)
-            inbox.bytes += self._submitted_bytes
-            inbox.changed.notify()
-        self._submitted = []
-        self._submitted_bytes = 0
+    def hand_over(self) -> None:
+        """Wake the worker, once, for all that was queued since the last time."""
+        if self._gathered:
+            self._inbox.put(self._gathered)
+            self._gathered = []
 
     async def commit(self, batch: Batch) -> Committed:
         """Commit a batch; `sequence` of the answer is the batch's own. Raises as `submit`, and what the store raised.
@@ -181,15 +204,14 @@ class GroupCommitter:
             raise CommitterStopped(f"the committer is not running: {self.failure or 'it was closed'}")
         result: Future[Any] = Future()
         result.set_running_or_notify_cancel()
-        with self._inbox.changed:
-            self._inbox.calls.append((action, result))
-            self._inbox.changed.notify()
+        self.hand_over()
+        self._inbox.put((action, result))
         answer: _Result = await asyncio.wrap_future(result)
         return answer
 
     def _fail(self, error: StoreError) -> None:
-        """In the loop's thread, before the worker refuses what is in the inbox: nothing is queued after this."""
-        self._hand_over()
+        """In the loop's thread, before what is in the inbox is refused: nothing is queued after this."""
+        self.hand_over()
         self.failure = error
         self._stopped.set()
 
@@ -199,11 +221,6 @@ class GroupCommitter:
         assert self.failure is not None
         return self.failure
 
-    def _inbox_close(self) -> None:
-        with self._inbox.changed:
-            self._inbox.closing = True
-            self._inbox.changed.notify()
-
     async def _join(self, worker: _Worker) -> None:
         await asyncio.get_running_loop().run_in_executor(None, worker.join)
 
@@ -211,8 +228,8 @@ class GroupCommitter:
         """Commit what is queued, close the store. Idempotent."""
         worker, self._worker = self._worker, None
         if worker is not None:
-            self._hand_over()
-            self._inbox_close()
+            self.hand_over()
+            self._inbox.put(None)
             await self._join(worker)
 
     async def recover(self) -> StoreState:
@@ -222,27 +239,27 @@ class GroupCommitter:
 
 
 class _Worker(threading.Thread):
-    """The thread that owns the store."""
+    """The thread that owns the store. `taken` batches of `taken_bytes` have left the queue so far."""
 
     def __init__(
         self,
         opener: Callable[[], Store],
         inbox: _Inbox,
         limits: CommitterLimits,
-        loop: asyncio.AbstractEventLoop,
+        owner: _Owner,
         started: Future[StoreState],
-        fail: Callable[[StoreError], None],
-        on_full: Callable[[StoreFull | None], None],
     ) -> None:
         super().__init__(name="segmap-store", daemon=True)
         self._opener = opener
         self._inbox = inbox
         self._limits = limits
-        self._loop = loop
+        self._owner = owner
         self._begun = started
-        self._fail = fail
-        self._on_full = on_full
         self._full = False
+        self.taken = self.taken_bytes = 0
+        self._queue: deque[_Waiting] = deque()
+        self._calls: deque[_Call] = deque()
+        self._closing = False
         self._term = 0
         self._fold_wanted = False
         self._fold_not_before = 0.0
@@ -274,52 +291,71 @@ class _Worker(threading.Thread):
         group: list[_Waiting] = []
         try:
             while True:
-                group, calls, closing = self._next()
-                if group:
-                    self._commit(store, group)
-                for action, result in calls:
-                    _run_call(store, action, result)
-                if closing and not group and not calls:
+                group = self._next_group()
+                if self._closing and not (group or self._calls):
                     return
-                self._fold(store, busy=bool(group))
+                slices = self._commit(store, group) if group else self._slices(store, busy=False)
+                group = []
+                self._run_calls(store)
+                if slices:
+                    self._fold(store, slices)
         except BaseException as error:
             self._give_up(error, group)
 
     # -- groups --------------------------------------------------------------------------------------------------
 
-    def _next(self) -> tuple[list[_Waiting], list[tuple[Callable[[Store], Any], Future[Any]]], bool]:
-        """The next group, after waiting for one if there is nothing else to do."""
+    def _next_group(self) -> list[_Waiting]:
+        """The next group, after waiting for something if there is nothing to do."""
+        if self._queue or self._closing:
+            self._receive(0.0)
+        else:
+            self._receive(self._patience())
+        return self._take_group(self._queue)
+
+    def _receive(self, patience_s: float | None) -> None:
+        """Take everything from the inbox, after waiting so long for the first of it."""
         inbox = self._inbox
-        with inbox.changed:
-            if not (inbox.batches or inbox.calls or inbox.closing):
-                inbox.changed.wait(self._patience())
-            calls = list(inbox.calls)
-            inbox.calls.clear()
-            return self._take_group(inbox), calls, inbox.closing
+        try:
+            item = inbox.get(patience_s != 0.0, patience_s)
+            while True:
+                if isinstance(item, list):
+                    self._queue.extend(item)
+                elif item is None:
+                    self._closing = True
+                else:
+                    self._calls.append(item)
+                item = inbox.get_nowait()
+        except Empty:
+            pass
 
     def _patience(self) -> float | None:
         if not (self._fold_wanted or self._backlog):
             return None
         return max(0.0, self._fold_not_before - monotonic())
 
-    def _take_group(self, inbox: _Inbox) -> list[_Waiting]:
+    def _take_group(self, queue: deque[_Waiting]) -> list[_Waiting]:
         group: list[_Waiting] = []
         weight = 0
-        while inbox.batches and len(group) < self._limits.group_batches_max:
-            next_weight = inbox.batches[0].weight
+        while queue and len(group) < self._limits.group_batches_max:
+            next_weight = queue[0].weight
             if group and weight + next_weight > self._limits.group_bytes_max:
                 break
             weight += next_weight
-            group.append(inbox.batches.popleft())
-        inbox.bytes -= weight
+            group.append(queue.popleft())
+        self.taken += len(group)
+        self.taken_bytes += weight
         return group
 
-    def _commit(self, store: Store, group: list[_Waiting]) -> None:
-        self._group_records = sum(len(waiting.batch.records) for waiting in group) // RECORD_BYTES
+    def _commit(self, store: Store, group: list[_Waiting]) -> int:
+        """Commit and tell; returns how much folding is due. Telling comes last: it wakes the loop, and the two threads
+        would only stand in each other's way."""
         batches = [waiting.batch for waiting in group]
         committed = self._when_there_is_space(store, lambda: store.commit(batches, self._term))
+        self._group_records = sum([len(waiting.batch.records) for waiting in group]) // RECORD_BYTES
         self._fold_not_before = max(self._fold_not_before, monotonic() + self._limits.idle_s)
-        self._loop.call_soon_threadsafe(_resolve, group, committed)
+        slices = self._slices(store, busy=True)
+        self._owner.loop.call_soon_threadsafe(_tell, group, committed, self._owner.told)
+        return slices
 
     def _when_there_is_space(self, store: Store, action: Callable[[], _Result]) -> _Result:
         """Its result. While the store is full it is tried again and again. Raises StoreFull when asked to close."""
@@ -331,7 +367,7 @@ class _Worker(threading.Thread):
                 if not self._full:
                     _LOG.error("the store is full, commits wait: %s", error)
                     self._full = True
-                    self._loop.call_soon_threadsafe(self._on_full, error)
+                    self._owner.loop.call_soon_threadsafe(self._owner.full, error)
                 if not self._pause(store, pause_s):
                     raise
                 pause_s = min(2 * pause_s, self._limits.full_retry_max_s)
@@ -339,61 +375,59 @@ class _Worker(threading.Thread):
             if self._full:
                 _LOG.warning("the store has space again")
                 self._full = False
-                self._loop.call_soon_threadsafe(self._on_full, None)
+                self._owner.loop.call_soon_threadsafe(self._owner.full, None)
             return result
 
     def _pause(self, store: Store, pause_s: float) -> bool:
         """Calls go on meanwhile. False, at once, if the committer is to close."""
-        inbox, end = self._inbox, monotonic() + pause_s
-        while True:
-            with inbox.changed:
-                left = end - monotonic()
-                if not inbox.calls and not inbox.closing and left > 0:
-                    inbox.changed.wait(left)
-                calls = list(inbox.calls)
-                inbox.calls.clear()
-                if inbox.closing and not calls:
-                    return False
-            for action, result in calls:
-                _run_call(store, action, result)
-            if monotonic() >= end:
-                return True
+        end = monotonic() + pause_s
+        while not self._closing and (left_s := end - monotonic()) > 0:
+            self._receive(left_s)
+            self._run_calls(store)
+        return not self._closing
+
+    def _run_calls(self, store: Store) -> None:
+        while self._calls:
+            _run_call(store, *self._calls.popleft())
 
     def _give_up(self, error: BaseException, group: list[_Waiting]) -> None:
         failure = error if isinstance(error, StoreError) else StoreError(f"the store's worker failed: {error!r}")
         _LOG.critical("the store has stopped: %s", failure, exc_info=error)
-        self._loop.call_soon_threadsafe(self._refuse, group, failure)
+        self._owner.loop.call_soon_threadsafe(self._refuse, group, failure)
 
     def _refuse(self, group: list[_Waiting], failure: StoreError) -> None:
         """In the loop's thread."""
-        self._fail(failure)
-        inbox = self._inbox
-        with inbox.changed:
-            waiting = [*group, *inbox.batches]
-            calls = list(inbox.calls)
-            inbox.batches.clear()
-            inbox.calls.clear()
+        self._owner.fail(failure)
+        waiting = [*group, *self._queue]
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            if isinstance(item, list):
+                waiting += item
+            elif item is not None:
+                self._calls.append(item)
         for each in waiting:
-            if not each.future.done():
-                each.future.set_exception(failure)
-                each.future.exception()
-        for _, result in calls:
+            each.refused(failure)
+        for _, result in self._calls:
             result.set_exception(failure)
 
     # -- folding -------------------------------------------------------------------------------------------------
 
-    def _fold(self, store: Store, busy: bool) -> None:
-        """A slice, if it is quiet or high time; more after a large group, and while the log is at its limit."""
+    def _slices(self, store: Store, busy: bool) -> int:
+        """How many slices are due: one if it is quiet, more after a large group if it is high time."""
         limits = self._limits
         backlog = self._backlog = store.backlog()
         high = busy and backlog >= limits.backlog_high
         quiet = not busy and monotonic() >= self._fold_not_before
         if not (high or quiet) or not (self._fold_wanted or backlog):
-            return
+            return 0
         if backlog < limits.backlog_max and monotonic() < self._full_until:
-            return
+            return 0
+        return 1 + self._group_records // limits.fold_records if high else 1
+
+    def _fold(self, store: Store, slices: int) -> None:
+        """So many slices; more while the log is at its limit."""
+        limits = self._limits
         try:
-            slices = 1 + self._group_records // limits.fold_records if high else 1
             self._fold_wanted = store.fold(limits.fold_records)
             while self._fold_wanted and (slices > 1 or store.backlog() >= limits.backlog_max):
                 self._fold_wanted = store.fold(limits.fold_records)
@@ -401,16 +435,17 @@ class _Worker(threading.Thread):
             self._backlog = store.backlog()
         except StoreFull as error:
             _LOG.error("the store cannot fold its log: %s", error)
-            if backlog >= limits.backlog_max:
+            if self._backlog >= limits.backlog_max:
                 self._fold_wanted = self._when_there_is_space(store, lambda: store.fold(limits.fold_records))
                 return
             self._full_until = self._fold_not_before = monotonic() + limits.fold_retry_s
 
 
-def _resolve(group: list[_Waiting], committed: Committed) -> None:
+def _tell(group: list[_Waiting], committed: Committed, told: Callable[[], None]) -> None:
+    """In the loop's thread."""
     for waiting, sequence in zip(group, committed.sequences, strict=True):
-        if not waiting.future.done():
-            waiting.future.set_result(Committed(sequence, (sequence,)))
+        waiting.done(sequence)
+    told()
 
 
 def _run_call(store: Store, action: Callable[[Store], Any], result: Future[Any]) -> None:

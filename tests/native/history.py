@@ -69,12 +69,12 @@ class Story:
         self.faults += [(record[1], record[2], record[3]) for record in log if record[0] == Kind.SEND_FAULT]
         return log
 
-    def _stamp(self, sequence: int = 0) -> list[int]:
+    def stamp(self, sequence: int = 0) -> list[int]:
         plane = self.plane
         return [plane.term, plane.incarnation, plane.epoch, sequence]
 
     def _next(self, table: int) -> list[int]:
-        return self._stamp(self.plane.tables[table].sequence + 1)
+        return self.stamp(self.plane.tables[table].sequence + 1)
 
     def _token(self, blocking: bool) -> int:
         self.tokens += 1
@@ -155,11 +155,11 @@ class Story:
         """A message that is not the next one."""
         table = choose.pick(TABLES)
         sequence = max(0, self.plane.tables[table].sequence + choose.pick([-2, -1, 0, 2, 3]))
-        self.run(Command.SET_ENTRIES, *self._stamp(sequence), table, self.now, 0, 0, 1, 1, pack(0, 1))
+        self.run(Command.SET_ENTRIES, *self.stamp(sequence), table, self.now, 0, 0, 1, 1, pack(0, 1))
 
     def stale(self, choose: Choices) -> None:
         """A message of another time."""
-        table, stamp = choose.pick(TABLES), self._stamp(1)
+        table, stamp = choose.pick(TABLES), self.stamp(1)
         place = choose.number(0, 2)
         stamp[place] = max(0, stamp[place] + choose.pick([-1, 1]))
         self.run(Command.SUSPEND, *stamp, table, self.now, 0)
@@ -173,7 +173,7 @@ class Story:
     def renew(self, choose: Choices) -> None:
         sent = self.now - choose.pick([0, 0, 0, 100, LEASE, -1])
         self.run(Command.TICK, self.now)
-        self.run(Command.GRANT, *self._stamp(), max(0, sent), choose.pick([LEASE, LEASE, 0, LEASE + 1]), self.now)
+        self.run(Command.GRANT, *self.stamp(), max(0, sent), choose.pick([LEASE, LEASE, 0, LEASE + 1]), self.now)
 
     def lose_host(self, choose: Choices) -> None:
         self.run(Command.RESET, choose.pick(TABLES), choose.number(0, 2))
@@ -183,10 +183,10 @@ class Story:
 
     def suspend(self, choose: Choices) -> None:
         table = choose.pick(TABLES)
-        self.run(Command.SUSPEND, *self._stamp(), table, self.now, self._token(choose.pick([True, False])))
+        self.run(Command.SUSPEND, *self.stamp(), table, self.now, self._token(choose.pick([True, False])))
 
     def resume(self, choose: Choices) -> None:
-        self.run(Command.RESUME, *self._stamp(), choose.pick(TABLES), self.now)
+        self.run(Command.RESUME, *self.stamp(), choose.pick(TABLES), self.now)
 
     def admit(self, choose: Choices) -> None:
         term = max(0, self.plane.term + choose.pick([0, 1, -1]))
@@ -196,7 +196,7 @@ class Story:
 
     def table_slots(self, choose: Choices) -> None:
         slots = choose.pick([[0, 1], [0, 1], [0], [1], [0, 5]])
-        self.run(Command.TABLE_SLOTS, *self._stamp(), choose.pick(TABLES), self.now, len(slots), *slots)
+        self.run(Command.TABLE_SLOTS, *self.stamp(), choose.pick(TABLES), self.now, len(slots), *slots)
 
     def resize(self, choose: Choices) -> None:
         self.run(Command.RESIZE, choose.pick(TABLES), choose.pick([SEGMENTS - 2, SEGMENTS, SEGMENTS + 2]), self.now)
@@ -210,7 +210,7 @@ class Story:
             return
         token = self._token(True)
         slot = choose.pick([0, 1, 7])
-        log = self.run(Command.BEGIN_JOB, *self._stamp(), token, self.now, 1, slot)
+        log = self.run(Command.BEGIN_JOB, *self.stamp(), token, self.now, 1, slot)
         if log[-1] == (Kind.RESULT, Status.OK):
             self.jobs.append(token)
 
@@ -260,4 +260,4 @@ MOVES: Final[tuple[Callable[[Story, Choices], None], ...]] = (
 )
 # Commands without end would leave no I/O: what happens often in life happens often here.
 OFTEN: Final = (Story.submit,) * 10 + (Story.complete,) * 5 + (Story.set_entries,) * 6 + (Story.answer,) * 5
-ALL_MOVES: Final = MOVES + OFTEN + (Story.renew, Story.settle, Story.resume) * 3
+ALL_MOVES: Final = MOVES + OFTEN + (Story.renew, Story.settle, Story.resume, Story.job) * 3

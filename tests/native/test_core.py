@@ -63,6 +63,19 @@ def test_deadlines_are_met_to_the_nanosecond(pair: Pair) -> None:
     assert story.run(Command.TICK, story.now + PARK + IO) == [(Kind.BARRIER, 5, Status.BARRIER_TIMEOUT)]
 
 
+def test_a_job_that_outlives_its_lease(pair: Pair) -> None:
+    """Success becomes LEASE_EXPIRED; a failure stays what it is."""
+    story = Story(pair)
+    for token, status in ((1, Status.OK), (2, Status.IO_ERROR)):
+        story.run(Command.GRANT, *story.stamp(), story.now, LEASE, story.now)
+        assert story.run(Command.BEGIN_JOB, *story.stamp(), token, story.now, 1, 0) == [(Kind.RESULT, Status.OK)]
+        story.now += LEASE
+        story.run(Command.TICK, story.now)
+        expected = Status.LEASE_EXPIRED if status is Status.OK else status
+        assert story.run(Command.MAY_CONTINUE, token, story.now) == [(Kind.RESULT, False)]
+        assert story.run(Command.END_JOB, token, status, story.now) == [(Kind.RESULT, expected)]
+
+
 def test_faults_are_found_among_many(make_pair: Callable[..., Pair]) -> None:
     """Answers in another order than the faults, over all hash chains."""
     story = Story(make_pair(512))

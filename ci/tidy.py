@@ -4,7 +4,8 @@ Run as a program it checks the whole tree and exits 1 with one line per breach; 
 also proves that each rule can fail. The rules are those of ARCHITECTURE.md:
 
 * imports point one way: cli -> {controller, agent, dataplane} -> {spdk_rpc, channel, fabric, transport} -> mapping;
-* cores (mapping, channel, fabric, operations in spdk_rpc, every ``core`` module) decide and do nothing: no clock, socket, thread or chance;
+* cores (mapping, channel, fabric, operations in spdk_rpc, every ``core`` module) decide and do nothing: no clock,
+  socket, thread or chance;
 * files of at most FILE_LINES_MAX lines, functions of at most FUNCTION_LINES_MAX, no package for odds and ends;
 * tests never sleep.
 """

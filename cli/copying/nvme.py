@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-from dataplane.embedded.nvme_host import NvmeHostError, NvmeStatusError, NvmeTcpHost
-
 from cli.copying.endpoint import Chunk, Destination, EndpointError, NvmeAddress, Source
 from cli.exit_codes import ExitCode
+from dataplane.embedded.nvme_host import NvmeHostError, NvmeStatusError, NvmeTcpHost
 from fabric.nvme_tcp import spec
 
 IO_QUEUES = 2

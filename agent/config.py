@@ -46,9 +46,10 @@ class ContainerConfig:
 class AgentConfig:
     """One agent. Unix socket paths default to files in `runtime_dir`; times in seconds.
 
-    `target`: embedded (`segmap target`), spdk (`target_command` with ``-r rpc_socket`` added), or adopt (somebody else
-    starts it). `target_lifetime`: "host" lets the target survive the daemon and be adopted by the next one; "daemon"
-    ends it with the daemon. `listen_port` 0: a free port is chosen once and kept in `runtime_dir`.
+    `target`: embedded (`segmap target`), spdk (`target_command` with ``-r rpc_socket`` added, and for a mapper, which
+    needs `segmap_tgt`, ``--dataplane-socket``), or adopt (somebody else starts it). `target_lifetime`: "host" lets the
+    target survive the daemon and be adopted by the next one; "daemon" ends it with the daemon. `listen_port` 0: a free
+    port is chosen once and kept in `runtime_dir`.
     """
 
     name: str

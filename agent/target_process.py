@@ -177,7 +177,8 @@ class TargetHandle:
 def target_command(config: AgentConfig) -> list[str]:
     """What is run as the target."""
     if config.target == "spdk":
-        return [*config.target_command, "-r", str(config.rpc_path)]
+        socket = ["--dataplane-socket", str(config.dataplane_path)] if config.maps else []  # segmap_tgt's own option
+        return [*config.target_command, "-r", str(config.rpc_path), *socket]
     command = embedded_command(config.rpc_path, config.dataplane_path if config.maps else None)
     return [*config.target_command, *command[3:]] if config.target_command else command
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.config import CONTAINERS_MAX, AgentConfig, ConfigError, ContainerConfig
+from agent.target_process import target_command
 from tests.agent.driver import config
 
 GOOD = config("mapper", "exporter", containers=(ContainerConfig("c", "malloc", size_bytes=1 << 20),))
@@ -65,3 +66,11 @@ def test_everything_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         bad.check()
     assert all(part in str(caught.value) for part in ("name:", "listen_port:", "target:"))
+
+
+def test_a_spdk_target_is_told_its_sockets() -> None:
+    told = {"target": "spdk", "target_command": ("segmap_tgt", "-m", "0x1")}
+    exporter, mapper = config("exporter", **told), config("mapper", **told)
+    command = ["segmap_tgt", "-m", "0x1", "-r", str(exporter.rpc_path)]
+    assert target_command(exporter) == command
+    assert target_command(mapper) == [*command, "--dataplane-socket", str(mapper.dataplane_path)]

@@ -85,6 +85,7 @@ class Cluster:
         mappers: tuple[str, ...],
         lifetime: str = "host",
         exporter_settings: dict[str, Any] | None = None,
+        mapper_settings: dict[str, dict[str, Any]] | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -99,6 +100,7 @@ class Cluster:
         }
         self._lifetime = lifetime
         self._exporter_settings = exporter_settings or {}
+        self._mapper_settings = mapper_settings or {}
         self.agents: dict[str, Daemon] = {}
         self._hosts: list[NvmeTcpHost] = []
 
@@ -130,7 +132,11 @@ class Cluster:
             containers=self.exporters.get(name, ()),
             reconnect_max_s=0.5,
             ready_file=runtime / "ready",
-            **{"target_lifetime": self._lifetime, **(self._exporter_settings if name in self.exporters else {})},
+            **{
+                "target_lifetime": self._lifetime,
+                **(self._exporter_settings if name in self.exporters else {}),
+                **self._mapper_settings.get(name, {}),
+            },
         )
         return Daemon(name, config, self.directory / f"{name}.log")
 

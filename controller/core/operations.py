@@ -456,6 +456,8 @@ class Operations:
         incarnation = agent.incarnation
         if agent.standing is Standing.NONE:
             raise Refusal("not_found", f"agent {agent.name} has never been admitted")
+        if not agent.mapper:
+            raise Refusal("bad_argument", f"agent {agent.name} is no mapper: it does no I/O that could be fenced")
         self._accept(request)
         self._cluster.fencing.fence(agent, "an operator ordered it", now_ns)
 

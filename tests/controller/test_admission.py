@@ -445,3 +445,10 @@ def test_a_folded_store_gives_back_as_many_segments_as_the_container_has() -> No
     rig.restart()
     space = rig.core.cluster.allocator.spaces[0]
     assert (space.zeroed.total, space.free.total) == (16, 47)
+
+
+def test_an_exporter_is_never_fenced_since_it_could_not_come_back() -> None:
+    rig = Rig()
+    rig.exporter(exports={"disk": 64})
+    assert rig.ask("agent.fence", agent="store").code == "bad_argument"
+    assert rig.core.cluster.agents_by_name["store"].standing is Standing.ALIVE

@@ -15,7 +15,7 @@ from functools import cache
 
 from tests.sim import scenario
 from tests.sim.mutants import MUTANTS, Mutant, applied
-from tests.sim.scenario import SPARSE, WORKLOADS, Workload
+from tests.sim.scenario import SPARSE, STORM, WORKLOADS, Workload
 from tests.sim.seeds import ONCE_FAILED
 
 MUTANT_SECONDS = 60.0
@@ -41,14 +41,15 @@ def run_one(seed: int, seconds: float, workload: Workload) -> bool:
 
 
 def run_long(minutes: float, first_seed: int) -> bool:
-    """What failed once, then new seeds of both workloads in turn."""
+    """What failed once, then new seeds of all workloads in turn."""
     good = True
     for seed, seconds, name in ONCE_FAILED:
         good = run_one(seed, seconds, WORKLOADS[name]) and good
     until = time.monotonic() + minutes * 60
     seed = first_seed
     while time.monotonic() < until:
-        good = run_one(seed, 180, scenario.DENSE) and good
+        good = run_one(seed, 120, scenario.DENSE) and good
+        good = run_one(seed, 180, STORM) and good
         good = run_one(seed, 6 * 3600, SPARSE) and good
         seed += 1
     return good
@@ -58,7 +59,7 @@ def run_long(minutes: float, first_seed: int) -> bool:
 def is_sound(seed: int, seconds: float) -> bool:
     """True if the right code holds this history: else a mutant's failure there would prove nothing."""
     try:
-        scenario.run(seed, seconds)
+        scenario.run(seed, seconds, STORM)
     except AssertionError:
         return False
     return True
@@ -74,7 +75,7 @@ def catch(mutant: Mutant, seeds: int = MUTANT_SEEDS, seconds: float = MUTANT_SEC
         seed = mutant.seed + tried - 1
         try:
             with applied(mutant):
-                scenario.run(seed, seconds)
+                scenario.run(seed, seconds, STORM)
         except AssertionError as violation:
             if not is_sound(seed, seconds):
                 raise RuntimeError(f"seed {seed} fails without any mutant") from violation

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from tests.sim.machine import Machine
+from tests.sim.machine import Daemon, Machine
 from tests.sim.timeline import MS, SECOND
 from tests.sim.world import World
 
@@ -39,7 +39,7 @@ class Failures:
             (self.freeze_storage, 1),
             (self.slow_storage, 2),
             (self.slow_network, 2),
-            (self.drop_hosts, 1),
+            (self.drop_hosts, 2),
             (self.fence, 1),
         ]
         self._later()
@@ -89,6 +89,14 @@ class Failures:
         daemon.hang()
         self.timeline.later(lasting, daemon.go_on)
         self._echoes(machine, lasting + 5 * SECOND)
+        if self.timeline.chance(0.5):
+            self.timeline.later(self.timeline.between(0, lasting), self._break, daemon)
+        if self.timeline.chance(0.25):
+            self.timeline.later(self.timeline.between(0, 2 * SECOND), self._fence, machine.name)
+
+    def _break(self, daemon: Daemon) -> None:
+        if daemon.wire is not None:
+            daemon.wire.break_off()
 
     def partition(self) -> None:
         """The network between an agent and the controller, both ways or only one."""
@@ -140,6 +148,11 @@ class Failures:
 
     def kill_data_plane(self) -> None:
         machine = self._mapper()
+        if self.timeline.chance(0.5):  # let it have something under way
+            self.slow_storage()
+        self.timeline.later(self.timeline.between(0, 2 * SECOND), self._kill_data_plane, machine)
+
+    def _kill_data_plane(self, machine: Machine) -> None:
         if machine.alive:
             machine.kill_target("SIGKILL")
             self._echoes(machine, 8 * SECOND)
@@ -165,14 +178,20 @@ class Failures:
 
     def fence(self) -> None:
         """An operator does it."""
+        self._fence(self._mapper().name)
+
+    def _fence(self, name: str) -> None:
         if self.world.core is not None:
-            self.world.ask("agent.fence", agent=self._mapper().name)
+            self.world.ask("agent.fence", agent=name)
 
     # --- storage and hosts -------------------------------------------------------------------------------------------
 
     def slow_storage(self) -> None:
         self.world.storage.slow = True
         self.timeline.later(5 * SECOND, self._storage_back)
+        for failure in (self.drop_hosts, self.break_session):
+            if self.timeline.chance(0.5):
+                self.timeline.later(self.timeline.between(0, 5 * SECOND), failure)
 
     def _storage_back(self) -> None:
         self.world.storage.slow = False

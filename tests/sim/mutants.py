@@ -7,9 +7,10 @@ mutant that survives its seeds means that a checker or a failure is missing.
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controller.core.admission import Admission
@@ -104,16 +105,6 @@ def _admit_without_fence(right: Wrong) -> Wrong:
             self._admit(agent, hello, now_ns)
         else:
             right(self, agent, now_ns)
-
-    return consider
-
-
-def _fenced_comes_back(right: Wrong) -> Wrong:
-    def consider(self: Any, agent: Any, now_ns: int) -> None:
-        hello = agent.hello
-        if hello and hello.instance == agent.instance and agent.standing in (Standing.FENCED, Standing.FENCING):
-            agent.standing = Standing.ALIVE
-        right(self, agent, now_ns)
 
     return consider
 
@@ -222,29 +213,30 @@ def _lost_command_is_done(right: Wrong) -> Wrong:
 
 
 def _lossy_store(right: Wrong) -> Wrong:
-    """Batches are said to be durable, and are only when the third after them is."""
+    """What is told to be durable is written only when three more batches are; a crash loses it."""
 
     def commit_one(self: World, tell: bool) -> None:
-        if not tell:
-            return
-        if len(self.commits) < 3:
-            for batch in self.commits:
-                if self.core is not None and batch.id in self.core.cluster.journal.in_flight:
-                    self.step(BatchCommitted(batch.id))
-                    break
-            return
-        right(self, False)
+        batch = self.commits.popleft()
+        late: deque[Any] = self.__dict__.setdefault("late", deque())
+        if late and late[0][0] != self.reign:
+            late.clear()
+        late.append((self.reign, batch))
+        self.checks.batch(batch)
+        if len(late) > 3 and self.store is not None:
+            self.store.commit([late.popleft()[1]], self.store.term)
+        if tell:
+            self.step(BatchCommitted(batch.id))
 
     return commit_one
 
 
-def _reordered_store(right: Wrong) -> Wrong:
-    """Of several batches under way, the newest is made durable first."""
+def _torn_commit(right: Wrong) -> Wrong:
+    """Of a batch that a crash cuts short, the map records are durable, the rest is not."""
 
     def commit_one(self: World, tell: bool) -> None:
-        self.commits.reverse()
+        if not tell:
+            self.commits[0] = replace(self.commits[0], puts=(), deletes=(), jobs=(), jobs_removed=())
         right(self, tell)
-        self.commits.reverse()
 
     return commit_one
 
@@ -385,7 +377,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "_consider",
         _admit_without_fence,
     ),
-    Mutant("fenced-comes-back", "admits a fenced incarnation again", Admission, "_consider", _fenced_comes_back),
     Mutant(
         "forget-holdings",
         "a restarted controller presumes that nobody holds anything",
@@ -432,7 +423,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "session_ended",
         _lost_command_is_done,
     ),
-    Mutant("reordered-store", "a later commit is durable before an earlier one", World, "commit_one", _reordered_store),
+    Mutant("torn-commit", "half of a commit is durable after a crash", World, "commit_one", _torn_commit),
     Mutant("lossy-store", "says that a commit is durable long before it is", World, "commit_one", _lossy_store),
     Mutant("lease-from-arrival", "counts the lease from the grant's arrival", Lease, "grant", _lease_from_arrival),
     Mutant("late-grant-taken", "takes a grant that comes after its own end", Plane, "grant_lease", _late_grant_taken),

@@ -1,8 +1,9 @@
 """Simulated runs: a cluster with shared and private vdisks, tenants that come and go, full containers and new ones,
 under a seeded schedule of failures; then the failures stop, and everything has to come to rest.
 
-Two workloads. `DENSE`: some 250 host I/Os a second, a failure every three seconds. `SPARSE`: a cluster that does
+Three workloads. `DENSE`: some 250 host I/Os a second, a failure every three seconds. `SPARSE`: a cluster that does
 little, 1.5 host I/Os a second, a failure every two minutes and a tenant every five; it is for many simulated hours.
+`STORM`: a failure every 1.2 s under some 100 host I/Os a second: what breaks breaks soon.
 """
 
 from __future__ import annotations
@@ -54,7 +55,17 @@ SPARSE: Final = Workload(
     tenant_life_ns=40 * SECOND,
     audit_ns=120 * SECOND,
 )
-WORKLOADS: Final = {workload.name: workload for workload in (DENSE, SPARSE)}
+STORM: Final = Workload(
+    "storm",
+    Load(4, 40 * MS, reclaims=0.12),
+    Load(1, 40 * MS, reclaims=0.12),
+    Load(2, 40 * MS, writes=0.7, reclaims=0.1),
+    failure_ns=1200 * MS,
+    tenant_ns=5 * SECOND,
+    tenant_life_ns=5 * SECOND,
+    audit_ns=5 * SECOND,
+)
+WORKLOADS: Final = {workload.name: workload for workload in (DENSE, SPARSE, STORM)}
 
 
 class Run:

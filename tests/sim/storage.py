@@ -19,6 +19,7 @@ FOREIGN: Final = "foreign"
 ZEROES: Final = "zeroes"
 CACHE_BLOCKS_MAX: Final = 4096
 VERSIONS_MAX: Final = 8
+SLOW_SHARE: Final = 0.15
 Block = Any
 Place = tuple[int, int]
 
@@ -84,6 +85,7 @@ class Pair:
         self.hostnqn = hostnqn
         self.alive = True
         self.doomed = False
+        self.stuck_until_ns = 0
 
 
 class Storage:
@@ -96,12 +98,13 @@ class Storage:
 
     def submit(self, pair: Pair, land: Callable[[SimContainer], Any], ended: Callable[[Any], None]) -> None:
         """Queue an I/O; `ended(result of land)`, or `ended(None)` if nobody knows whether it landed."""
-        limit = 3 * SECOND if self.slow and self.timeline.chance(0.05) else 2 * MS
+        limit = 3 * SECOND if self.slow and self.timeline.chance(SLOW_SHARE) else 2 * MS
         self.timeline.later(self.timeline.between(MS // 50, limit), self._arrive, pair, land, ended)
 
     def _arrive(self, pair: Pair, land: Callable[[SimContainer], Any], ended: Callable[[Any], None]) -> None:
-        if self.frozen_until_ns > self.timeline.now_ns:
-            wait = self.frozen_until_ns - self.timeline.now_ns + self.timeline.between(0, MS)
+        blocked_ns = max(self.frozen_until_ns, pair.stuck_until_ns)
+        if blocked_ns > self.timeline.now_ns:
+            wait = blocked_ns - self.timeline.now_ns + self.timeline.between(0, MS)
             self.timeline.later(wait, self._arrive, pair, land, ended)
             return
         result = land(pair.container) if pair.alive else None
@@ -109,6 +112,12 @@ class Storage:
 
     def _answer(self, pair: Pair, ended: Callable[[Any], None], result: Any) -> None:
         ended(result if pair.alive else None)
+
+    def abandon(self, pair: Pair) -> None:
+        """Its peer is gone without a word: what was queued may be carried out late, until keep-alive finds out."""
+        lasting = self.timeline.between(SECOND, 20 * SECOND)
+        pair.stuck_until_ns = self.timeline.now_ns + self.timeline.between(0, lasting)
+        self.end(pair, lasting, lasting)
 
     def end(self, pair: Pair, least_ns: int = 0, most_ns: int = 50 * MS) -> None:
         """The container host ends a queue pair, or notices that its peer is gone: soon, not at once."""

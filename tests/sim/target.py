@@ -306,8 +306,8 @@ class Target:
         storage = self.machine.world.storage
         for controller in self.controllers.values():
             controller.gone = True
-            if self.timeline.chance(0.2):  # the connection is not closed but silent: keep-alive has to find it
-                storage.end(controller.pair, SECOND, 20 * SECOND)
+            if self.timeline.chance(0.4):
+                storage.abandon(controller.pair)
             else:
                 storage.end(controller.pair)
         for subsystem in self.subsystems.values():

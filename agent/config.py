@@ -19,6 +19,8 @@ LIFETIMES: Final = ("host", "daemon")
 KINDS: Final = ("aio", "malloc", "null", "bdev", "nvme")
 CONTAINERS_MAX: Final = 256
 UNIX_PATH_BYTES_MAX: Final = 107
+SPDK_MEMORY_MIB_MIN: Final = 512
+CORE_MASK: Final = re.compile(r"0x[0-9a-fA-F]{1,64}|\[\d+([-,]\d+)*\]")
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -43,11 +45,25 @@ class ContainerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SpdkOptions:
+    """How a SPDK target is started. `core_mask`: the cores that poll, as SPDK writes it (``0x6``, ``[1,2]``).
+
+    `core_locks` refuse a core on which another SPDK application polls. Without `huge_pages` it has no PCIe devices.
+    """
+
+    core_mask: str = "0x1"
+    memory_mib: int = 1024
+    huge_pages: bool = False
+    core_locks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """One agent. Unix socket paths default to files in `runtime_dir`; times in seconds.
 
-    `target`: embedded (`segmap target`), spdk (`target_command` with ``-r rpc_socket`` added, and for a mapper, which
-    needs `segmap_tgt`, ``--dataplane-socket``), or adopt (somebody else starts it). `target_lifetime`: "host" lets the
+    `target`: embedded (`segmap target`), spdk (a mapper needs `segmap_tgt`, an exporter any target of SPDK; started as
+    `spdk` says, or by `target_command` with ``-r rpc_socket`` added, and ``--dataplane-socket`` for a mapper), or adopt
+    (somebody else starts it). `target_lifetime`: "host" lets the
     target survive the daemon and be adopted by the next one; "daemon" ends it with the daemon. `listen_port` 0: a free
     port is chosen once and kept in `runtime_dir`.
     """
@@ -61,6 +77,7 @@ class AgentConfig:
     runtime_dir: Path
     target: str = "embedded"
     target_command: tuple[str, ...] = ()
+    spdk: SpdkOptions = SpdkOptions()
     target_lifetime: str = "host"
     rpc_socket: Path | None = None
     dataplane_socket: Path | None = None
@@ -136,7 +153,7 @@ def _agent_faults(config: AgentConfig) -> Iterator[str]:
     if config.target not in TARGETS:
         yield f"target: one of {', '.join(TARGETS)}"
     if config.target == "spdk" and not config.target_command:
-        yield "target_command: needed for target spdk"
+        yield from _spdk_faults(config)
     if config.target_lifetime not in LIFETIMES:
         yield f"target_lifetime: one of {', '.join(LIFETIMES)}"
     if config.containers and not config.exports:
@@ -151,6 +168,15 @@ def _agent_faults(config: AgentConfig) -> Iterator[str]:
     for path in (config.rpc_path, config.dataplane_path):
         if len(str(path).encode()) > UNIX_PATH_BYTES_MAX:
             yield f"{path}: a Unix socket path has at most {UNIX_PATH_BYTES_MAX} bytes"
+
+
+def _spdk_faults(config: AgentConfig) -> Iterator[str]:
+    if not CORE_MASK.fullmatch(config.spdk.core_mask):
+        yield "spdk.core_mask: a mask like 0x3, or a list of cores like [0,1]"
+    if config.spdk.memory_mib < SPDK_MEMORY_MIB_MIN:
+        yield f"spdk.memory_mib: at least {SPDK_MEMORY_MIB_MIN}"
+    if not config.spdk.huge_pages and any(container.kind == "nvme" for container in config.containers):
+        yield "spdk.huge_pages: needed for containers of kind nvme"
 
 
 def _container_faults(container: ContainerConfig) -> Iterator[str]:

@@ -18,7 +18,8 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 
 from agent.config import AgentConfig
 from spdk_rpc.bound import bound_command
-from spdk_rpc.commands import embedded_command
+from spdk_rpc.commands import embedded_command, spdk_command
+from spdk_rpc.find import TARGET_PROGRAM, SpdkNotFound, find_segmap_tgt, find_spdk
 from spdk_rpc.process import ProcessIdentity, end_process, listener_of
 from spdk_rpc.target import Target, TargetExited, TargetLost, TargetNotRunning, TargetStartError
 
@@ -97,7 +98,7 @@ class TargetHandle:
         config = self._config
         try:
             target, adopted = await self._adopt_or_start()
-        except (TargetNotRunning, TargetStartError, OSError) as error:
+        except (TargetNotRunning, TargetStartError, SpdkNotFound, OSError) as error:
             raise TargetUnavailable(str(error)) from error
         self.target = target
         assert target.identity is not None
@@ -175,12 +176,29 @@ class TargetHandle:
 
 
 def target_command(config: AgentConfig) -> list[str]:
-    """What is run as the target."""
+    """What is run as the target. Raises SpdkNotFound."""
+    socket = config.dataplane_path if config.maps else None
     if config.target == "spdk":
-        socket = ["--dataplane-socket", str(config.dataplane_path)] if config.maps else []  # segmap_tgt's own option
-        return [*config.target_command, "-r", str(config.rpc_path), *socket]
-    command = embedded_command(config.rpc_path, config.dataplane_path if config.maps else None)
+        return _spdk_command(config, socket)
+    command = embedded_command(config.rpc_path, socket)
     return [*config.target_command, *command[3:]] if config.target_command else command
+
+
+def _spdk_command(config: AgentConfig, dataplane_socket: Path | None) -> list[str]:
+    if config.target_command:
+        own = ["--dataplane-socket", str(dataplane_socket)] if dataplane_socket is not None else []
+        return [*config.target_command, "-r", str(config.rpc_path), *own]
+    options = config.spdk
+    return spdk_command(
+        find_segmap_tgt() if config.maps else find_spdk().binary(TARGET_PROGRAM),
+        config.rpc_path,
+        core_mask=options.core_mask,
+        memory_mb=options.memory_mib,
+        huge_pages=options.huge_pages,
+        pci=options.huge_pages,
+        core_locks=options.core_locks,
+        dataplane_socket=dataplane_socket,
+    )
 
 
 async def end_left_over(config: AgentConfig) -> bool:

@@ -18,10 +18,11 @@ def spdk_command(
     pci: bool = False,
     core_locks: bool = True,
     wait_for_rpc: bool = False,
+    dataplane_socket: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """A SPDK application (spdk_tgt, segmap_tgt). Without huge pages and PCI it needs neither set up.
 
-    ``core_locks`` refuse a core on which another SPDK application polls.
+    ``core_locks`` refuse a core on which another SPDK application polls. ``dataplane_socket``: segmap_tgt's own option.
     """
     command = [os.fspath(binary), "-r", os.fspath(rpc_socket), "-m", core_mask, "-s", str(memory_mb)]
     if not huge_pages:
@@ -32,6 +33,8 @@ def spdk_command(
         command.append("--disable-cpumask-locks")
     if wait_for_rpc:
         command.append("--wait-for-rpc")
+    if dataplane_socket is not None:
+        command += ["--dataplane-socket", os.fspath(dataplane_socket)]
     return command
 
 

@@ -1,4 +1,7 @@
-"""Where SPDK is installed: ``SPDK_PREFIX``, else pkg-config, else the usual prefixes; and what to do if nowhere."""
+"""Where SPDK is installed: ``SPDK_PREFIX``, else pkg-config, else the usual prefixes; and what to do if nowhere.
+
+And where `segmap_tgt` is, SPDK's target with our bdev module: ``SEGMAP_TGT``, else what `make native` built, else PATH.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from pathlib import Path
 PREFIX_VARIABLE = "SPDK_PREFIX"
 USUAL_PREFIXES = (Path("/usr"), Path("/usr/local"), Path("/opt/spdk"))
 TARGET_PROGRAM = "spdk_tgt"
+SEGMAP_TGT_VARIABLE = "SEGMAP_TGT"
+SEGMAP_TGT = "segmap_tgt"
+BUILT = Path(__file__).resolve().parents[1] / "build" / "native" / SEGMAP_TGT
 PKG_CONFIG_PACKAGE = "spdk_event"
 VERSION_HEADER = Path("include/spdk/version.h")
 VERSION_PARTS = ("MAJOR", "MINOR", "PATCH")
@@ -71,6 +77,25 @@ def find_spdk(
         if found is not None:
             return found
     raise SpdkNotFound(f"no bin/{TARGET_PROGRAM} in {', '.join(looked)}. {WHAT_TO_DO}.")
+
+
+def find_segmap_tgt(environ: Mapping[str, str] | None = None, built: Path = BUILT) -> Path:
+    """SPDK's target with our module. Raises SpdkNotFound. A set SEGMAP_TGT must be one: it is never passed over."""
+    environment = os.environ if environ is None else environ
+    chosen = environment.get(SEGMAP_TGT_VARIABLE)
+    if chosen:
+        if not os.access(chosen, os.X_OK):
+            raise SpdkNotFound(f"{SEGMAP_TGT_VARIABLE} is {chosen}, which is no program")
+        return Path(chosen)
+    if os.access(built, os.X_OK):
+        return built
+    on_path = shutil.which(SEGMAP_TGT, path=environment.get("PATH", ""))
+    if on_path is None:
+        raise SpdkNotFound(
+            f"no {SEGMAP_TGT}: neither {built} nor one on PATH. A mapping agent on SPDK needs it: build it with"
+            f" `make native` where SPDK is installed, or name one in {SEGMAP_TGT_VARIABLE}"
+        )
+    return Path(on_path)
 
 
 def _candidates(

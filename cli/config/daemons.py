@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent.config import AgentConfig, ContainerConfig
+from agent.config import AgentConfig, ContainerConfig, SpdkOptions
 from cli.config.document import Document
 from controller.config import ControllerConfig
 from transport import pki
 
 NS_PER_S = 10**9
+BYTES_PER_MIB = 1 << 20
 PKI_DIRECTORY = "pki"
 CONTROLLER_NAME = "controller"
 
@@ -79,6 +80,7 @@ def agent_config(document: Document, name: str) -> AgentConfig:
         runtime_dir=agent_dir(document, name),
         target=part["target"],
         target_command=tuple(part["target_command"]),
+        spdk=_spdk_options(part["spdk"]),
         target_lifetime=part["target_lifetime"],
         rpc_socket=_optional_path(document, part["rpc_socket"]),
         dataplane_socket=_optional_path(document, part["dataplane_socket"]),
@@ -87,6 +89,15 @@ def agent_config(document: Document, name: str) -> AgentConfig:
         containers=tuple(_container_config(document, export) for export in part["exports"]),
         ready_file=agent_ready_file(document, name),
         verbose=document.values["verbose"],
+    )
+
+
+def _spdk_options(part: dict[str, Any]) -> SpdkOptions:
+    return SpdkOptions(
+        core_mask=part["cores"],
+        memory_mib=part["memory"] // BYTES_PER_MIB,
+        huge_pages=part["huge_pages"],
+        core_locks=part["core_locks"],
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.config import CORE_MASK, SPDK_MEMORY_MIB_MIN
 from cli.config.schema import (
     ADDRESS,
     BOOLEAN,
@@ -79,8 +80,35 @@ def _check_agent(values: dict[str, Any]) -> None:
         raise BadValueError("an agent with 'exports' needs exporter in 'roles'")
     if values["target"] == "adopt" and values["rpc_socket"] is None:
         raise BadValueError("'target: adopt' needs 'rpc_socket': the JSON-RPC socket of the running target")
-    if values["target"] == "spdk" and not values["target_command"]:
-        raise BadValueError("'target: spdk' needs 'target_command': the program to start and its arguments")
+    started = values["target"] == "spdk" and not values["target_command"]
+    if started and not values["spdk"]["huge_pages"] and any(one["kind"] == "nvme" for one in values["exports"]):
+        raise BadValueError("an export of kind nvme needs 'spdk: {huge_pages: true}'")
+
+
+def _check_spdk(values: dict[str, Any]) -> None:
+    if not CORE_MASK.fullmatch(values["cores"]):
+        raise BadValueError("'cores' must be a mask like 0x3 or a list like '[0,1]' (quoted)")
+    if values["memory"] < SPDK_MEMORY_MIB_MIN << 20:
+        raise BadValueError(f"'memory' must be at least {SPDK_MEMORY_MIB_MIN}MiB")
+
+
+SPDK = Section(
+    "a SPDK target",
+    "How the agent starts a target of SPDK: `segmap_tgt` (`make native`) for a mapper, else SPDK's own `spdk_tgt`. "
+    "Not looked at with `target_command`.",
+    (
+        Key("cores", TEXT, "The cores that poll, all the time: a mask, or a list like `'[0,1]'`.", "0x1"),
+        Key("memory", SIZE, "What the target may use.", "1GiB"),
+        Key(
+            "huge_pages",
+            BOOLEAN,
+            "Memory in huge pages, which have to be reserved; local PCIe disks need it.",
+            "false",
+        ),
+        Key("core_locks", BOOLEAN, "Refuse a core on which another SPDK application polls.", "true"),
+    ),
+    _check_spdk,
+)
 
 
 AGENT = Section(
@@ -98,7 +126,13 @@ AGENT = Section(
             "Its data plane: `embedded` (ours), `spdk` (started by the agent), `adopt` (somebody else starts it).",
             "embedded",
         ),
-        Key("target_command", ListOf(TEXT, 0, 64), "spdk: the program to start and its arguments.", "[]"),
+        Key("spdk", SPDK, "spdk: how the target is started.", "{}"),
+        Key(
+            "target_command",
+            ListOf(TEXT, 0, 64),
+            "spdk: the program to start and its arguments, instead of what `spdk` says.",
+            "[]",
+        ),
         Key(
             "target_lifetime",
             choice("host", "daemon"),

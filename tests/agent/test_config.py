@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.config import CONTAINERS_MAX, AgentConfig, ConfigError, ContainerConfig
+from agent.config import CONTAINERS_MAX, AgentConfig, ConfigError, ContainerConfig, SpdkOptions
 from agent.target_process import target_command
 from tests.agent.driver import config
 
@@ -28,7 +28,9 @@ def test_a_good_one() -> None:
         ({"roles": frozenset({"boss"})}, "roles"),
         ({"controllers": ()}, "controllers"),
         ({"target": "magic"}, "target"),
-        ({"target": "spdk"}, "target_command"),
+        ({"target": "spdk", "spdk": SpdkOptions(core_mask="1-2")}, "core_mask"),
+        ({"target": "spdk", "spdk": SpdkOptions(memory_mib=128)}, "at least 512"),
+        ({"target": "spdk", "containers": (ContainerConfig("c", "nvme", traddr="0000:01:00.0"),)}, "huge_pages"),
         ({"target_lifetime": "short"}, "target_lifetime"),
         ({"roles": frozenset({"mapper"})}, "only an exporter"),
         ({"containers": GOOD.containers * (CONTAINERS_MAX + 1)}, "at most"),
@@ -74,3 +76,21 @@ def test_a_spdk_target_is_told_its_sockets() -> None:
     command = ["segmap_tgt", "-m", "0x1", "-r", str(exporter.rpc_path)]
     assert target_command(exporter) == command
     assert target_command(mapper) == [*command, "--dataplane-socket", str(mapper.dataplane_path)]
+
+
+def test_a_spdk_target_is_found_where_no_command_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("segmap_tgt", "bin/spdk_tgt"):
+        program = tmp_path / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("SEGMAP_TGT", str(tmp_path / "segmap_tgt"))
+    monkeypatch.setenv("SPDK_PREFIX", str(tmp_path))
+    options = SpdkOptions(core_mask="[1,2]", memory_mib=2048, huge_pages=True, core_locks=False)
+    mapper = target_command(config("mapper", target="spdk", spdk=options))
+    assert mapper[0] == str(tmp_path / "segmap_tgt")
+    assert mapper[mapper.index("-m") + 1] == "[1,2]" and mapper[mapper.index("-s") + 1] == "2048"
+    assert "--no-huge" not in mapper and "--disable-cpumask-locks" in mapper and "--dataplane-socket" in mapper
+    exporter = target_command(config("exporter", target="spdk"))
+    assert exporter[0] == str(tmp_path / "bin/spdk_tgt")
+    assert "--no-huge" in exporter and "--dataplane-socket" not in exporter

@@ -129,7 +129,13 @@ def test_all_errors_are_found_at_once() -> None:
             "has no 'size'",
         ),
         (GOOD + "  - {name: b, roles: [mapper], target: adopt}\n", "needs 'rpc_socket'"),
-        (GOOD + "  - {name: b, roles: [mapper], target: spdk}\n", "needs 'target_command'"),
+        (GOOD + "  - {name: b, roles: [mapper], target: spdk, spdk: {cores: 1-2}}\n", "'cores' must be a mask"),
+        (GOOD + "  - {name: b, roles: [mapper], target: spdk, spdk: {memory: 64MiB}}\n", "at least 512MiB"),
+        (
+            GOOD
+            + "  - {name: b, roles: [exporter], target: spdk, exports: [{name: x, kind: nvme, traddr: '0:1:0.0'}]}\n",
+            "huge_pages: true",
+        ),
         (GOOD + "  - {name: b, roles: [mapper, mapper]}\n", "already used"),
         ("a" * (schema.DOCUMENT_BYTES_MAX + 1), "longer than"),
     ],

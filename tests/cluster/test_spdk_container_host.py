@@ -9,23 +9,20 @@ from typing import Any
 
 import pytest
 
+from agent.config import SpdkOptions
 from spdk_rpc.client import RpcClient
-from spdk_rpc.find import SpdkNotFound, find_spdk
 from tests.cluster.cluster import MIB, Cluster, cluster
 from tests.cluster.test_disk import SIZE, fill, pattern, read, run
 from tests.cluster.test_survival import insist
+from tests.contract.conftest import binary_of
 
 pytestmark = pytest.mark.spdk
 LENGTH = 8 * MIB
 
 
 def spdk() -> dict[str, Any]:
-    try:
-        binary = find_spdk().binary("spdk_tgt")
-    except (SpdkNotFound, FileNotFoundError) as error:
-        pytest.skip(str(error))
-    options = ("--no-huge", "-s", "1024", "--no-pci", "-m", "0x1", "--disable-cpumask-locks")
-    return {"target": "spdk", "target_command": (str(binary), *options), "target_lifetime": "daemon"}
+    binary_of("spdk")
+    return {"target": "spdk", "spdk": SpdkOptions(core_locks=False), "target_lifetime": "daemon"}
 
 
 @contextmanager

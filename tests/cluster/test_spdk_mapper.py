@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agent.config import SpdkOptions
 from spdk_rpc.client import RpcClient
 from tests.cluster.cluster import MIB, cluster
 from tests.cluster.test_disk import SIZE, fill, pattern, read, run
@@ -18,9 +19,8 @@ LENGTH = 8 * MIB
 
 
 def segmap_tgt() -> dict[str, Any]:
-    options = ("--no-huge", "-s", "1024", "--no-pci", "-m", "0x1", "--disable-cpumask-locks")
-    command = (str(binary_of("segmap_tgt")), *options)
-    return {"target": "spdk", "target_command": command, "target_lifetime": "daemon"}
+    binary_of("segmap_tgt")
+    return {"target": "spdk", "spdk": SpdkOptions(core_locks=False), "target_lifetime": "daemon"}
 
 
 def test_a_disk_on_both_kinds_of_data_plane_survives_the_death_of_one(runtime_dir: Path) -> None:

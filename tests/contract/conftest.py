@@ -6,7 +6,6 @@ What the tests ask for was read off SPDK 26.09; the embedded target has to give 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import pytest
 from spdk_rpc.client import RpcClient
 from spdk_rpc.commands import embedded_command, spdk_command
 from spdk_rpc.errors import RpcError
-from spdk_rpc.find import SpdkNotFound, find_spdk
+from spdk_rpc.find import SpdkNotFound, find_segmap_tgt, find_spdk
 from spdk_rpc.target import Target
 
 PLANES = [pytest.param("embedded", id="embedded"), pytest.param("spdk", id="spdk", marks=pytest.mark.spdk)]
@@ -28,7 +27,6 @@ DISK_PLANES = [
     pytest.param("embedded", id="embedded"),
     pytest.param("segmap_tgt", id="segmap_tgt", marks=pytest.mark.spdk),
 ]
-SEGMAP_TARGET = Path(os.environ.get("SEGMAP_TGT", Path(__file__).resolve().parents[2] / "build/native/segmap_tgt"))
 READY_S = 30.0
 NQN = "nqn.2026-11.io.segmap:contract:"
 
@@ -52,9 +50,10 @@ def binary_of(plane: str) -> Path:
         pytest.skip(f"real SPDK: {error}")
     if plane == "spdk":
         return binary
-    if not os.access(SEGMAP_TARGET, os.X_OK):
-        pytest.skip(f"there is no {SEGMAP_TARGET}: run make native")
-    return SEGMAP_TARGET
+    try:
+        return find_segmap_tgt()
+    except SpdkNotFound as error:
+        pytest.skip(str(error))
 
 
 def command_of(
@@ -69,10 +68,14 @@ def command_of(
     if plane == "embedded":
         return embedded_command(rpc_socket, dataplane_socket) + (["--wait-for-rpc"] if wait_for_rpc else [])
     binary = binary_of(plane)
-    command = spdk_command(binary, rpc_socket, core_mask=core_mask, core_locks=False, wait_for_rpc=wait_for_rpc)
-    if plane == "segmap_tgt" and dataplane_socket is not None:
-        command += ["--dataplane-socket", str(dataplane_socket)]
-    return command
+    return spdk_command(
+        binary,
+        rpc_socket,
+        core_mask=core_mask,
+        core_locks=False,
+        wait_for_rpc=wait_for_rpc,
+        dataplane_socket=dataplane_socket if plane == "segmap_tgt" else None,
+    )
 
 
 @pytest.fixture(scope="session", params=PLANES)

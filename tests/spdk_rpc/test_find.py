@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spdk_rpc.commands import embedded_command, spdk_command
-from spdk_rpc.find import SpdkNotFound, find_spdk, prefix_of_flags, read_version
+from spdk_rpc.find import SpdkNotFound, find_segmap_tgt, find_spdk, prefix_of_flags, read_version
 
 HEADER = "#define SPDK_VERSION_MAJOR\t26\n#define SPDK_VERSION_MINOR\t5\n#define SPDK_VERSION_PATCH\t1\n"
 
@@ -77,12 +77,28 @@ def test_prefix_of_flags(flags: str, prefix: str | None) -> None:
     assert prefix_of_flags(flags) == (None if prefix is None else Path(prefix))
 
 
+def test_our_own_target(tmp_path: Path) -> None:
+    chosen, built, other = (tmp_path / name / "segmap_tgt" for name in ("chosen", "built", "other"))
+    nowhere = tmp_path / "nowhere"
+    for program in (chosen, built, other):
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    assert find_segmap_tgt({"SEGMAP_TGT": str(chosen), "PATH": ""}, built) == chosen
+    assert find_segmap_tgt({"PATH": str(other.parent)}, built) == built
+    assert find_segmap_tgt({"PATH": str(other.parent)}, nowhere) == other
+    with pytest.raises(SpdkNotFound, match=f"SEGMAP_TGT is {nowhere}"):
+        find_segmap_tgt({"SEGMAP_TGT": str(nowhere), "PATH": ""}, built)
+    with pytest.raises(SpdkNotFound, match="make native"):
+        find_segmap_tgt({"PATH": ""}, nowhere)
+
+
 def test_command_lines(tmp_path: Path) -> None:
     plain = spdk_command("/x/spdk_tgt", tmp_path / "rpc.sock")
     assert plain[:3] == ["/x/spdk_tgt", "-r", str(tmp_path / "rpc.sock")]
     assert {"--no-huge", "--no-pci"} <= set(plain)
-    full = spdk_command("/x/spdk_tgt", "s", huge_pages=True, pci=True, core_locks=False, wait_for_rpc=True)
+    full = spdk_command("t", "s", huge_pages=True, pci=True, core_locks=False, wait_for_rpc=True, dataplane_socket="d")
     assert not {"--no-huge", "--no-pci"} & set(full)
-    assert {"--wait-for-rpc", "--disable-cpumask-locks"} <= set(full)
+    assert {"--wait-for-rpc", "--disable-cpumask-locks"} <= set(full) and full[-2:] == ["--dataplane-socket", "d"]
     assert embedded_command("r")[-2:] == ["--rpc-socket", "r"]
     assert embedded_command("r", "d")[-2:] == ["--dataplane-socket", "d"]

@@ -15,7 +15,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from channel import events as channel_events
@@ -86,6 +86,7 @@ class ControllerShell:
         self._dirty: dict[Link, None] = {}
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._commits = 0
+        self._unposted: deque[tuple[Controller | None, Persist]] = deque()
         self._paused = False
         self._full = False
         self._scheduled = self._pumping = False
@@ -146,6 +147,7 @@ class ControllerShell:
         config = self._config
         self._core = Controller(state, config.timing(), config.limits(), uuid.uuid4, time.monotonic_ns())
         self._commits = 0
+        self._unposted.clear()
         self._certificates.forget()
         self._full = False
         self._inbox.clear()
@@ -327,13 +329,16 @@ class ControllerShell:
 
     def _behind(self, commits: int, size: int) -> bool:
         """Whether the store has so much to do that nothing more is stepped. A full one is not waited for: what needs no
-        commit has to go on, and the core begins nothing else."""
-        return not self._full and (self._commits >= commits or self._committer.queued_bytes >= size)
+        commit has to go on, and the core holds back what else there is (core/journal.py)."""
+        queued = self._commits >= commits or self._committer.queued_bytes >= size
+        return bool(self._unposted) or (queued and not self._full)
 
     def _store_full(self, error: StoreFull | None) -> None:
+        """Told to the core before all that waits to be stepped: from then on it makes no commits of its own accord."""
         if self._core is not None:
             self._full = error is not None
-            self._post(StoreSpaceChanged("" if error is None else str(error)))
+            self._inbox.appendleft(StoreSpaceChanged("" if error is None else str(error)))
+            self._schedule()
 
     def _throttle(self) -> None:
         if not self._paused and self._behind(COMMITS_HIGH, COMMIT_BYTES_HIGH):
@@ -398,20 +403,33 @@ class ControllerShell:
             self._depose(effect.reason)
 
     def _persist(self, effect: Persist) -> None:
-        core, token = self._core, effect.token
-        try:
-            self._committer.post(effect.batch, lambda sequence: self._committed(core, token, sequence))
-        except CommitterFull as error:
-            raise AssertionError("more commits than are stepped into") from error
-        except StoreError:
-            return  # the committer has stopped; _watch_store starts over
+        """Queue it, behind those that the committer's full queue has not taken."""
         self._commits += 1
+        self._unposted.append((self._core, effect))
+        self._post_commits()
+
+    def _post_commits(self) -> None:
+        unposted = self._unposted
+        while unposted:
+            core, effect = unposted[0]
+            try:
+                self._committer.post(effect.batch, self._committed_as(core, effect.token))
+            except CommitterFull:
+                return  # tried again when a commit has ended; until then nothing is stepped
+            except StoreError:
+                unposted.clear()  # the committer has stopped; _watch_store starts over
+                return
+            unposted.popleft()
+
+    def _committed_as(self, core: Controller | None, token: int) -> Callable[[int], None]:
+        return lambda sequence: self._committed(core, token, sequence)
 
     def _committed(self, core: Controller | None, token: int, sequence: int) -> None:
         """`_pump` follows, once for all batches of the group."""
         if core is None or core is not self._core:
             return
         self._commits -= 1
+        self._post_commits()
         core.cluster.sequence = max(core.cluster.sequence, sequence)
         self._inbox.append(BatchCommitted(token))
 

@@ -199,6 +199,7 @@ class Cluster:
                 for table in agent.tables.values():
                     self.allocator.release(table.extent)
         self.store_full = full
+        self.journal.held = bool(full)
         if not full:
             self.log.clear(now_ns, "full", "store", "the store has space again")
             self.faults.space_found(now_ns)

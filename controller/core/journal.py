@@ -1,7 +1,8 @@
 """What a step wants durable, gathered into one batch, and what may happen only then (design: durable before visible).
 
 A step changes the journal as it goes; at its end the whole of it becomes one `Persist`. What depends on it is given as
-continuations, which `committed` hands back in the order they were added.
+continuations, which `committed` hands back in the order they were added. While the store is full (`held`) the steps
+share one batch instead, so that however long that lasts, the queue of commits does not grow.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from controller.store.records import RecordBuilder
 
 Continuation = Callable[[int], None]
 _COUNTER_BITS: Final = 40
+HELD_BYTES_MAX: Final = 1 << 20
+"""Records that are held back; what is more goes to the committer after all."""
 
 
 class Journal:
@@ -23,6 +26,7 @@ class Journal:
     def __init__(self, term: int) -> None:
         self.records = RecordBuilder()
         self.in_flight: dict[int, list[Continuation]] = {}
+        self.held = False
         self.follow: Callable[[Batch], None] | None = None
         """If set: called with each batch as soon as it is committed, before its continuations."""
         self._followed: dict[int, Batch] = {}
@@ -61,6 +65,8 @@ class Journal:
     def take(self) -> Persist | None:
         """The step is over: its batch, if there is anything in it or waiting for it."""
         if not (self._then or len(self.records) or self._puts or self._deletes or self._jobs or self._jobs_removed):
+            return None
+        if self.held and self.in_flight and len(self.records) < HELD_BYTES_MAX:
             return None
         self._counter += 1
         token = self._base | self._counter

@@ -424,3 +424,26 @@ def test_the_table_of_operations_is_complete() -> None:
 def test_a_configuration_that_cannot_work_is_refused(wrong: dict[str, Any], tmp_path: Any) -> None:
     with pytest.raises(ConfigError):
         ControllerConfig(tmp_path, tmp_path, tmp_path, tmp_path, **wrong)
+
+
+def test_while_the_store_is_full_what_has_to_be_durable_shares_one_commit() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    store = rig.agents["store"]
+    rig.hold_commits = True
+    rig.ask("vdisk.create", name="w", size_bytes=1 << 20)
+    rig.step(fx.StoreSpaceChanged("no space"))
+    nqn = "nqn.2026-11.io.segmap:container:disk"
+    for port in range(1000, 1100):
+        store.say(m.Export(1, 512, 1 << 21, bytes(16), True, "disk", "127.0.0.1", str(port), "TCP", nqn))
+        agent.machine = port.to_bytes(16, "little")
+        agent.hello([(agent.table(), 1)])
+        agent.say(m.LeaseRenew(1))
+    assert len(rig.held) == 1 and agent.grants
+    rig.step(fx.StoreSpaceChanged(""))
+    assert len(rig.held) == 2, "what was held back goes as one batch"
+    rig.hold_commits = False
+    rig.commit()
+    records = rig.store.load().objects
+    assert records["container"]["0"]["trsvcid"] == "1099"  # type: ignore[index,call-overload]
+    assert records["agent"][str(agent.number)]["machine"] == agent.machine.hex()  # type: ignore[index,call-overload]

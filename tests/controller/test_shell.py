@@ -18,6 +18,7 @@ from controller.main import run
 from controller.shell import ControllerShell
 from controller.store.interface import Batch, Committed, StoreFull
 from controller.store.sqlite import SqliteStore
+from controller.store.writer import CommitterFull, CommitterLimits
 from transport import pki
 
 SEGMENTS = 1 << 12
@@ -259,6 +260,36 @@ def test_a_full_store_stops_neither_leases_nor_reads_and_loses_nothing(
             status = await shell.call("cluster.status", {})
             assert (status["term"], status["alarms"]) == (term, [])
             assert (await shell.call("vdisk.show", {"name": "v"}))["allocated_segments"] >= before + 200
+
+    in_loop(work)
+
+
+def test_a_full_queue_of_commits_holds_everything_up_and_ends_no_reign(tmp_path: Path) -> None:
+    certificates(tmp_path / "pki")
+
+    async def work() -> None:
+        async with running(configuration(tmp_path)) as shell:
+            _, mapper = await connected(shell, tmp_path)
+            await provisioned(shell, mapper)
+            term = (await shell.call("cluster.status", {}))["term"]
+            shell._committer.limits = CommitterLimits(queue_batches_max=1)
+            refused, post = 0, shell._committer.post
+
+            def counted(*args: Any) -> None:
+                nonlocal refused
+                try:
+                    post(*args)
+                except CommitterFull:
+                    refused += 1
+                    raise
+
+            shell._committer.post = counted  # type: ignore[method-assign]
+            calls = [shell.call("vdisk.create", {"name": f"v{n}", "size_bytes": 1 << 20}, f"q{n}") for n in range(50)]
+            numbers = [vdisk["number"] for vdisk in await asyncio.gather(*calls)]
+            assert refused and numbers == sorted(set(numbers))
+            assert (await mapper.run(16, 200)).answered >= 200
+            assert not mapper.failures
+            assert (await shell.call("cluster.status", {}))["term"] == term
 
     in_loop(work)
 

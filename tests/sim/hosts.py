@@ -1,10 +1,8 @@
 """Simulated hosts: tagged blocks written, read, flushed and reclaimed through several agents, and the check that each
-block's history is that of one register.
+block's history is that of one register (tests.histories).
 
-Each block has one writer at a time, so its values are ordered by their number. A read may return number n if n is not
-older than any write acknowledged, or any number read, before the read began, and not newer than the last write begun.
 A write that ended without a verdict may take effect while something of it is still queued anywhere; its block is left
-alone until then. A write that was refused before it began must never be seen.
+alone until then.
 
 Flushes: what an acknowledged flush covered stays, whatever happens to caches. When a container host's machine fails,
 blocks written since may show older values, and the host has to learn of it: its next flush, at every path it wrote
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mapping.effects import Part
 from mapping.rules import Operation
 from mapping.status import Status
+from tests.histories.register import HistoryBroken, Register
 from tests.sim.storage import BLOCKS, ZEROES, Place, SimContainer
 from tests.sim.timeline import MS, Timeline
 
@@ -67,23 +66,17 @@ class HostIO:
             settled()
 
 
-class Register:
-    """One block's history. Number 0 is "zeroes", as a new vdisk reads. `floor`: what must be visible at least;
-    `durable`: what must be after any failure; `owed`: what a flush that succeeds would promise although it is lost;
-    up to `unpromised` no flush will tell of a loss."""
+class DurableRegister(Register):
+    """With what flushes promise. `durable`: what must be visible after any failure; `owed`: what a flush that succeeds
+    would promise although it is lost; up to `unpromised` no flush will tell of a loss."""
 
-    __slots__ = ("busy", "dead", "durable", "floor", "key", "newest", "owed", "unpromised", "zeroings")
+    __slots__ = ("durable", "owed", "unpromised")
 
     def __init__(self, key: tuple[int, int, int]) -> None:
-        self.key = key
-        self.newest = 0
-        self.floor = 0
+        super().__init__(key)
         self.durable = 0
         self.owed = 0
         self.unpromised = 0
-        self.busy = False
-        self.dead: set[int] = set()
-        self.zeroings = [0]
 
 
 @dataclass(frozen=True)
@@ -105,8 +98,8 @@ class Disk:
         self.segment_count = segment_count
         self.machines = machines
         self.load = load
-        self.registers: dict[tuple[int, int], Register] = {}
-        self.dirty: dict[Register, None] = {}
+        self.registers: dict[tuple[int, int], DurableRegister] = {}
+        self.dirty: dict[DurableRegister, None] = {}
         self.written: dict[DataPlane, None] = {}
         self.flushing = False
         self.gone = False
@@ -140,10 +133,10 @@ class Hosts:
         pause = disk.load.pause_ns
         self.timeline.later(self.timeline.between(pause // 10, 2 * pause), self._begin, disk)
 
-    def _register(self, disk: Disk, segment: int, block: int) -> Register:
+    def _register(self, disk: Disk, segment: int, block: int) -> DurableRegister:
         found = disk.registers.get((segment, block))
         if found is None:
-            found = disk.registers[segment, block] = Register((disk.number, segment, block))
+            found = disk.registers[segment, block] = DurableRegister((disk.number, segment, block))
         return found
 
     def _begin(self, disk: Disk) -> None:
@@ -194,23 +187,20 @@ class Hosts:
         if not self._submit(disk, machine, Part(Operation.READ, segment, block, 1), None, done, lambda: None):
             self._next(disk)
 
-    def _check(self, disk: Disk, register: Register, value: Any, floor: int) -> None:
+    def _check(self, disk: Disk, register: DurableRegister, value: Any, floor: int) -> None:
         if value == ZEROES:
             numbers = register.zeroings
         elif isinstance(value, tuple) and value[0] == register.key:
             numbers = [value[1]]
         else:
             raise self.timeline.violated(f"block {register.key} reads foreign data: {value!r}")
-        least = min(floor, register.floor)  # a loss meanwhile may have lowered it
-        fitting = [n for n in numbers if least <= n <= register.newest and n not in register.dead]
-        if not fitting:
-            raise self.timeline.violated(
-                f"block {register.key} reads write {numbers}; {least} was there before ({register.durable} flushed),"
-                f" {register.newest} is the newest, refused were {sorted(register.dead)}"
-            )
-        self._raise(disk, register, fitting[0])
+        try:
+            number = register.check(numbers, floor, f" ({register.durable} flushed)")
+        except HistoryBroken as broken:
+            raise self.timeline.violated(str(broken)) from None
+        self._raise(disk, register, number)
 
-    def _raise(self, disk: Disk, register: Register, number: int) -> None:
+    def _raise(self, disk: Disk, register: DurableRegister, number: int) -> None:
         if number > register.floor:
             register.floor = number
             if number > register.durable:
@@ -224,8 +214,7 @@ class Hosts:
             self._next(disk)
             return
         register.busy = True
-        register.newest += 1
-        number = register.newest
+        number = register.begin()
 
         def done(io: HostIO, status: Status, value: Any) -> None:
             if status is Status.OK:
@@ -234,7 +223,7 @@ class Hosts:
             else:
                 self.failed += 1
                 if status in NEVER_BEGUN:
-                    register.dead.add(number)
+                    register.refused(number)
             self._tell("write", (register.key, number), status, "")
             self._next(disk)
 
@@ -243,7 +232,7 @@ class Hosts:
 
         part = Part(Operation.WRITE, segment, block, 1)
         if not self._submit(disk, machine, part, [(register.key, number)], done, settled):
-            register.newest -= 1
+            register.take_back()
             register.busy = False
             self._next(disk)
 
@@ -255,9 +244,7 @@ class Hosts:
             return
         for register in registers:
             register.busy = True
-            register.newest += 1
-            register.zeroings = [*register.zeroings[-8:], register.newest]
-        numbers = [register.newest for register in registers]
+        numbers = [register.begin_zeroes() for register in registers]
 
         def done(io: HostIO, status: Status, value: Any) -> None:
             if status is Status.OK:
@@ -313,7 +300,7 @@ class Hosts:
             assert table is not None
             dataplane.submit(table, HostIO(Part(Operation.FLUSH, -1, 0, 0), None, done, lambda: None))
 
-    def _flushed(self, disk: Disk, covered: Iterable[tuple[Register, int]]) -> None:
+    def _flushed(self, disk: Disk, covered: Iterable[tuple[DurableRegister, int]]) -> None:
         self.acknowledged += 1
         for register, number in covered:
             register.durable = max(register.durable, number)

@@ -1,4 +1,4 @@
-"""NVMe qualified names (Base Specification, 4.7): which strings are one, as strictly as SPDK is."""
+"""NVMe qualified names (Base Specification, 4.7): which strings are one, as strictly as SPDK is; agents' names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _UUID_PREFIX: Final = "nqn.2014-08.org.nvmexpress:uuid:"
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LABEL: Final = r"[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _NAME: Final = re.compile(rf"nqn\.[0-9]{{4}}-[0-9]{{2}}\.{_LABEL}(?:\.{_LABEL})*:.+", re.DOTALL)
+AGENT_PREFIX: Final = "nqn.2026-11.io.segmap:agent:"
 DISCOVERY: Final = "nqn.2014-08.org.nvmexpress.discovery"
 
 
@@ -23,3 +24,8 @@ def nqn_is_valid(name: str) -> bool:
     if name.startswith(_UUID_PREFIX):
         return _UUID.fullmatch(name[len(_UUID_PREFIX) :]) is not None
     return _NAME.fullmatch(name) is not None
+
+
+def is_agent(name: str) -> bool:
+    """True for the host NQN of a mapping agent's incarnation: one process, with one controller in each subsystem."""
+    return name.startswith(AGENT_PREFIX)

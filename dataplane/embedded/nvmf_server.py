@@ -18,6 +18,7 @@ from fabric.nvme_tcp.command import Command
 from fabric.nvme_tcp.subsystem import Listener, TargetError
 from fabric.nvme_tcp.target import NvmeTarget
 from fabric.nvme_tcp.target_connection import TargetConnection
+from transport import tcp
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -60,7 +61,7 @@ class HostProtocol(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(high=WRITE_HIGH)
         name = transport.get_extra_info("peername") or ("?", 0)
         sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp.configure(sock)
         self._transport = transport
         self._fd = sock.fileno()
         self.connection = self._server.opened(self, self._listener, f"{name[0]}:{name[1]}")

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from dataplane.embedded.bdev import Bdev, BdevError, BdevEvent, BdevLayer
 from dataplane.embedded.json_rpc import INTERNAL_ERROR, INVALID_PARAMS, RpcError
-from dataplane.embedded.nqn import nqn_is_valid
+from dataplane.embedded.nqn import is_agent, nqn_is_valid
 from dataplane.embedded.nvmf_backend import BdevBackend
 from dataplane.embedded.nvmf_server import NvmfServer
 from dataplane.embedded.nvmf_transport import TransportOptions
@@ -85,6 +85,7 @@ class NvmfSubsystems:
     def __init__(self, layer: BdevLayer) -> None:
         self._layer = layer
         self.target = NvmeTarget()
+        self.target.single = is_agent
         self.backend = BdevBackend()
         self.server = NvmfServer(self.target, self.backend)
         self.transport: TransportOptions | None = None

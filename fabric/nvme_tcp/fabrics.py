@@ -4,8 +4,9 @@ A refused Connect says which field was wrong: offset, and whether it is in the d
 
 A Connect waits while commands of connections that the same host has lost are still being executed: a host that is in
 again knows that what it sends now is not overtaken by what it sent before. (The standard does not ask for this, and
-other targets let a host in at once.) A connection of which the target does not know yet that it is lost is not waited
-for; that is what keep alive is for.
+other targets let a host in at once.) A connection that its host has lost may still look alive here, if the host's FIN
+was lost, and commands may still be on it. Where a host has one controller only (`NvmeTarget.single`), its next one says
+so: the one before is ended, and waited for like any other. For the rest there is keep alive.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ def _connect(connection: TargetConnection, command: Command, sqe: Sqe) -> int | 
     if not 2 <= entries <= (limits.max_queue_depth if qid else limits.max_admin_depth):
         raise _invalid(AT_SQSIZE)
     flow_control = not sqe.cdw11 >> 16 & CONNECT_DISABLE_SQ_FLOW
+    if qid == 0 and connection.target.single(hostnqn):
+        connection.target.supersede(subsystem, hostnqn)
     if connection.target.has_lost(subsystem, hostnqn, hostid):
         return None
     if qid == 0:

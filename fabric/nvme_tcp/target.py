@@ -26,6 +26,8 @@ class NvmeTarget:
     def __init__(self, limits: TransportLimits | None = None, on_attention: Callable[[], None] | None = None) -> None:
         self.limits = limits or TransportLimits()
         self.on_attention = on_attention
+        self.single: Callable[[str], bool] = lambda hostnqn: False
+        """Host NQNs that name one host with one controller in each subsystem: its next one ends the one before."""
         self.pool = WritePool()
         self.generation = 1  # of the discovery log
         self.connections: dict[TargetConnection, None] = {}  # in order of arrival
@@ -182,12 +184,21 @@ class NvmeTarget:
                 assert command.sqe is not None
                 fabrics.connect(other, command, command.sqe)
 
+    def supersede(self, subsystem: Subsystem, hostnqn: str) -> None:
+        """A `single` host begins anew: it has lost what it had here, whether or not we know of that yet.
+
+        Nothing more is received on those connections: what the host sent there and was not read by now never counts.
+        """
+        for controller in [one for one in subsystem.controllers.values() if one.hostnqn == hostnqn]:
+            self._end_controller(controller, "the host has begun another controller")
+
     def has_lost(self, subsystem: Subsystem, hostnqn: str, hostid: bytes) -> bool:
         """Whether connections of this host have ended of which a command is still being executed."""
         return any(
             connection.closing
             and connection.subsystem is subsystem
-            and (connection.hostnqn, connection.hostid) == (hostnqn, hostid)
+            and connection.hostnqn == hostnqn
+            and (connection.hostid == hostid or self.single(hostnqn))
             and connection.executing
             for connection in self.connections
         )

@@ -163,6 +163,77 @@ class SlowRemote(Remote):
         await super().__aexit__(*failure)
 
 
+class Between:
+    """Forwards TCP connections; `lose` ends them for who connects, and their other halves stay open as if alive."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._near: list[asyncio.StreamWriter] = []
+        self._pumps: list[asyncio.Task[None]] = []
+        self.far: list[asyncio.StreamWriter] = []
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return str(self._server.sockets[0].getsockname()[1])
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far = await asyncio.open_connection("127.0.0.1", self._port)
+        self._near.append(writer)
+        self.far.append(far)
+        for one, other in ((reader, far), (far_reader, writer)):
+            self._pumps.append(asyncio.ensure_future(self._pump(one, other)))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+
+    def lose(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+        for writer in self._near:
+            writer.transport.abort()
+        self._near, self._pumps = [], []
+
+    def close(self) -> None:
+        self.lose()
+        for writer in self.far:
+            writer.transport.abort()
+        self._server.close()
+
+
+class HalfOpenRemote(SlowRemote):
+    """The mapper's connection may be lost without the container host's knowing."""
+
+    async def export(self) -> dict[str, str]:
+        address = await super().export()
+        self.between = Between(int(address["trsvcid"]))
+        return {**address, "trsvcid": await self.between.start()}
+
+    async def __aexit__(self, *failure: object) -> None:
+        self.between.close()
+        await super().__aexit__(*failure)
+
+
+@on_loop
+async def test_a_mapper_is_let_in_again_when_what_it_sent_on_a_half_open_connection_has_ended(tmp_path: Path) -> None:
+    async with HalfOpenRemote(tmp_path) as rig:
+        first = write(rig.disk, 0, b"1" * 512)
+        await until(lambda: rig.slow.waiting)
+        stale, losses = list(rig.between.far), rig.remote.losses
+        rig.between.lose()
+        await until(lambda: rig.remote.losses > losses)
+        await rig.host_waits_to_be_let_in()
+        assert (len(rig.slow.waiting), first.status, await rig.state()) == (1, None, "resetting")
+        for writer in stale:
+            writer.write(b"what a retransmission brings only now")
+        await rig.finish_until(lambda: first.ended)
+        assert first.status is Status.OK
+        second = write(rig.disk, 0, b"2" * 512)
+        await rig.finish_until(lambda: second.ended)
+        assert rig.slow._memory[3 * SEGMENT : 3 * SEGMENT + 512] == b"2" * 512
+        assert len(rig.host.target.nvmf.target.subsystem(NQN).controllers) == 1
+
+
 @on_loop
 async def test_a_container_that_comes_back_empty_is_not_used(tmp_path: Path) -> None:
     async with Remote(tmp_path) as rig:

@@ -75,6 +75,38 @@ def test_a_connection_that_is_not_lost_is_not_waited_for() -> None:
     assert second.answers()[0].status == 0
 
 
+def test_a_single_hosts_next_controller_ends_the_one_before_although_that_looks_alive() -> None:
+    rig = Rig(fast=False, park=True)
+    rig.target.single = lambda hostnqn: hostnqn == HOST
+    rig.target.allow_host(NQN, OTHER)
+    other = rig.controller(hostnqn=OTHER)
+    first = rig.controller()
+    queue = rig.queue(first)
+    assert queue.send(write(1, 0, b"1" * BLOCK)) == []
+    second = rig.host()
+    assert second.send(connect_capsule(0, hostid=bytes(16))) == []
+    assert first.connection.closing and queue.connection.closing and not other.connection.closing
+    assert queue.send(write(2, 0, b"2" * BLOCK)) == [] and len(rig.parked) == 1, "nothing more is received there"
+    assert rig.target.queue_pairs(NQN, HOST) == [first.connection, queue.connection]
+    rig.finish(rig.parked.pop())
+    (answer,) = second.answers()
+    assert answer.status == 0
+    assert [one.hostnqn for one in rig.target.subsystems[NQN].controllers.values()] == [OTHER, HOST]
+    queue.connection.connection_lost()
+    first.connection.connection_lost()
+    assert rig.target.queue_pairs(NQN, HOST) == [second.connection]
+
+
+def test_what_a_single_host_connects_elsewhere_ends_nothing() -> None:
+    rig = Rig(fast=False, park=True)
+    rig.target.single = lambda hostnqn: True
+    host = rig.controller()
+    (answer,) = rig.host().send(connect_capsule(0, subnqn=DISCOVERY_NQN))
+    assert answer.status == 0 and not host.connection.closing
+    rig.queue(host)
+    assert not host.connection.closing, "an I/O queue is of the controller that is there"
+
+
 def test_every_lost_connection_is_waited_for_and_all_that_wait_are_let_in() -> None:
     rig = Rig(fast=False, park=True)
     lost_while_writing(rig)

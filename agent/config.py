@@ -48,7 +48,8 @@ class ContainerConfig:
 class SpdkOptions:
     """How a SPDK target is started. `core_mask`: the cores that poll, as SPDK writes it (``0x6``, ``[1,2]``).
 
-    `core_locks` refuse a core on which another SPDK application polls. Without `huge_pages` it has no PCIe devices.
+    `memory_mib` is what it may use beside what its containers of kind malloc need. `core_locks` refuse a core on which
+    another SPDK application polls. Without `huge_pages` it has no PCIe devices.
     """
 
     core_mask: str = "0x1"

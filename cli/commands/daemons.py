@@ -133,6 +133,18 @@ COMMANDS = (
         demo,
         (
             argument("--input", type=Path, metavar="PATH", help="a file or directory to put on the disk"),
+            argument(
+                "--target",
+                choices=("embedded", "spdk"),
+                default="embedded",
+                help="the mapping agents' data planes: ours, or SPDK's with our module",
+            ),
+            argument(
+                "--containers",
+                choices=("embedded", "spdk"),
+                default="embedded",
+                help="what exports the containers: our target, or a stock SPDK",
+            ),
             argument("--keep", action="store_true", help="leave the cluster running until Ctrl-C"),
         ),
         speaks_api=False,

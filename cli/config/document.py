@@ -98,7 +98,7 @@ SPDK = Section(
     "Not looked at with `target_command`.",
     (
         Key("cores", TEXT, "The cores that poll, all the time: a mask, or a list like `'[0,1]'`.", "0x1"),
-        Key("memory", SIZE, "What the target may use.", "1GiB"),
+        Key("memory", SIZE, "What the target may use, beside the memory of its malloc exports.", "1GiB"),
         Key(
             "huge_pages",
             BOOLEAN,

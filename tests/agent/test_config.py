@@ -91,6 +91,8 @@ def test_a_spdk_target_is_found_where_no_command_is_told(tmp_path: Path, monkeyp
     assert mapper[0] == str(tmp_path / "segmap_tgt")
     assert mapper[mapper.index("-m") + 1] == "[1,2]" and mapper[mapper.index("-s") + 1] == "2048"
     assert "--no-huge" not in mapper and "--disable-cpumask-locks" in mapper and "--dataplane-socket" in mapper
-    exporter = target_command(config("exporter", target="spdk"))
+    memory = (ContainerConfig("c", "malloc", size_bytes=(64 << 20) + 512),)
+    exporter = target_command(config("exporter", target="spdk", containers=memory))
+    assert exporter[exporter.index("-s") + 1] == str(1024 + 65), "what malloc needs comes on top"
     assert exporter[0] == str(tmp_path / "bin/spdk_tgt")
     assert "--no-huge" in exporter and "--dataplane-socket" not in exporter

@@ -10,15 +10,29 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.conftest import binary_of
+
 TOP = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 150
 
 
+TARGETS = [
+    pytest.param("embedded", "embedded", id="embedded"),
+    pytest.param("spdk", "spdk", id="spdk", marks=pytest.mark.spdk),
+    pytest.param("spdk", "embedded", id="spdk-maps", marks=[pytest.mark.spdk, pytest.mark.long]),
+    pytest.param("embedded", "spdk", id="spdk-exports", marks=[pytest.mark.spdk, pytest.mark.long]),
+]
+
+
 @pytest.mark.claim(1, 3, 24, 25, 26, 28, 29, 30)
-def test_every_check_of_the_demo_holds(runtime_dir: Path) -> None:
+@pytest.mark.parametrize(("target", "containers"), TARGETS)
+def test_every_check_of_the_demo_holds(target: str, containers: str, runtime_dir: Path) -> None:
+    for kind, plane in ((target, "segmap_tgt"), (containers, "spdk")):
+        if kind == "spdk":
+            binary_of(plane)
     environment = os.environ | {"TMPDIR": str(runtime_dir)}
     answer = subprocess.run(
-        [sys.executable, "-m", "cli", "demo", "--json"],
+        [sys.executable, "-m", "cli", "demo", "--json", "--target", target, "--containers", containers],
         cwd=TOP,
         env=environment,
         capture_output=True,

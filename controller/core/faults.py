@@ -76,6 +76,8 @@ class Faults:
         self._short: list[Waiting] = []
         self._deadlines: dict[tuple[int, int], int] = {}
         """Of the faults that wait no longer, while `drain` decides them: when a shortage fails them."""
+        self.draining = False
+        """True while faults are decided that have waited: their hosts may have given up."""
 
     # --- arrival -----------------------------------------------------------------------------------------------------
 
@@ -118,6 +120,7 @@ class Faults:
 
     def drain(self, now_ns: int) -> None:
         """Decide what `resume` has collected. Faults of ended sessions and epochs are dropped: they are sent again."""
+        self.draining = bool(self._again)
         while self._again:
             waiting, self._again = self._again, []
             groups: dict[AgentTable, list[Fault]] = {}
@@ -131,6 +134,7 @@ class Faults:
             for table, faults in groups.items():
                 self._decide(table, faults, now_ns)
             self._deadlines.clear()
+        self.draining = False
 
     def _wait(self, queue: list[Waiting], table: AgentTable, fault: Fault, deadline_ns: int = 0) -> None:
         agent = table.agent
@@ -360,7 +364,7 @@ class Faults:
         if not self._short:
             return
         waiting, self._short = self._short, []
-        for name in {item.table.vdisk.name for item in waiting}:
+        for name in sorted({item.table.vdisk.name for item in waiting}):
             self._cluster.log.clear(now_ns, "space", name, f"writes to vdisk {name} go on")
         self.resume(waiting)
 
@@ -414,11 +418,12 @@ class _Slower:
             self._decide_write(fault, seen, truth, now_ns)
 
     def _decide_reclaim(self, fault: Fault, seen: int, truth: int, now_ns: int) -> None:
-        if has_location(truth) and seen | NO_WRITE == truth | NO_WRITE:
-            if self._cluster.store_full:
-                self._faults._starve(self._table, fault, now_ns)
-            else:
-                self._join("a segment is being reclaimed", fault)
+        """One that has waited is answered with the truth: if it is still wanted, it comes afresh."""
+        same = has_location(truth) and seen | NO_WRITE == truth | NO_WRITE
+        if same and self._cluster.store_full:
+            self._faults._starve(self._table, fault, now_ns)
+        elif same and not self._faults.draining:
+            self._join("a segment is being reclaimed", fault)
         else:
             self._faults.answer_truth(self._table, self._others, fault, now_ns)
 
@@ -502,13 +507,20 @@ class _Slower:
         invalidate(group.change, others, now_ns, unwritable, NOTHING)
 
     def _still_wanted(self, group: Group) -> list[int]:
-        """The group's segments that a parked unmap or zeroing of the whole segment has faulted for again."""
+        """The group's segments that a parked unmap or zeroing of the whole segment has faulted for again, on INVALID.
+
+        Another one that waits may have been given up since. And the first came while nothing else was changing the
+        segment, so it is our INVALID that the second has met.
+        """
         vdisk = group.change.vdisk
         blocks = vdisk.segment_size // vdisk.block_size
         again = {
             item.fault[2]
             for item in group.change.waiting
-            if item.table is group.table and item.fault[4] in _RECLAIMING and item.fault[8] == blocks
+            if item.table is group.table
+            and not item.fault[3] & MAPPED
+            and item.fault[4] in _RECLAIMING
+            and item.fault[8] == blocks
         }
         return [] if group.void else [segment for segment in group.segments if segment in again]
 

@@ -245,6 +245,34 @@ def test_a_reclaim_that_nobody_wants_any_more_is_not_carried_out() -> None:
     assert not rig.vdisk.changing
 
 
+def test_a_second_reclaim_given_up_as_well_does_not_stand_for_the_first() -> None:
+    """Both waited while the agent's daemon hung; its hosts gave up both, and have written since."""
+    rig, (one,) = rig_with("a")
+    entry = mapped(rig, one, 5)
+    one.auto = False
+    for _ in range(2):
+        one.fault(5, FaultKind.RECLAIM, entry, operation=Operation.WRITE_ZEROES, length=2048)
+    one.respond(which=m.SetEntries)
+    rig.advance(1)
+    assert rig.vdisk.entry(5) == entry
+    assert not rig.vdisk.changing
+
+
+def test_a_reclaim_that_waited_for_another_change_has_to_come_afresh() -> None:
+    rig, (one, two) = rig_with("a", "b")
+    entry = mapped(rig, one, 5)
+    one.auto = two.auto = False
+    one.fault(5, FaultKind.RECLAIM, entry, operation=Operation.UNMAP, length=2048)
+    waited = two.fault(5, FaultKind.RECLAIM, entry, operation=Operation.UNMAP, length=2048)
+    two.respond(which=m.SetEntries)
+    one.respond(which=m.SetEntries)
+    rig.advance(1)
+    assert rig.vdisk.entry(5) == entry
+    assert two.last_answer()[0][0] == waited
+    assert two.last_answer()[1][0] == entry
+    assert not rig.vdisk.changing
+
+
 # --- shortage --------------------------------------------------------------------------------------------------------
 
 

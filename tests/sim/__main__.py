@@ -19,7 +19,7 @@ from tests.sim.scenario import SPARSE, STORM, WORKLOADS, Workload
 from tests.sim.seeds import ONCE_FAILED
 
 MUTANT_SECONDS = 60.0
-MUTANT_SEEDS = 12
+MUTANT_SEEDS = 24
 
 
 def run_one(seed: int, seconds: float, workload: Workload) -> bool:

@@ -198,6 +198,7 @@ class DataPlane:
         self.run(effects)
         if status is Status.OK:
             link.admitted = True
+            self.world.moment("admission", self.machine)
             faults = self.plane.outstanding_faults()
             if faults:
                 self.timeline.later(0, self._notice, m.MapFault([_record(fault) for fault in faults]))
@@ -211,6 +212,8 @@ class DataPlane:
             _stamp(header), header.table, message.start, message.count, message.entries, self.clock(), barrier
         )
         self.world.checks.applied(self, header.table, [(message.start, message.count)])
+        if barrier is not None and status is Status.OK:
+            self.world.moment("barrier", self.machine)
         self.run(effects)
         return None if barrier is not None and status is Status.OK else m.Done(status)
 
@@ -297,6 +300,7 @@ class DataPlane:
 
     def _on_zero_segments(self, link: PlaneLink, event: RequestReceived) -> m.Response | None:
         runs = list(event.message.runs)  # type: ignore[union-attr]
+        self.world.moment("zeroing", self.machine)
 
         def begin() -> None:
             token = object()
@@ -408,6 +412,7 @@ class DataPlane:
         if part.operation is not Operation.READ:
             self.unflushed.setdefault(table, {}).setdefault(slot, self._losses(slot))
         flight = self.world.checks.takes_off(self, table >> 32, part)
+        self.world.moment("begin", self.machine)
 
         def land(container: SimContainer) -> Any:
             self.world.checks.landed(flight)
@@ -466,7 +471,7 @@ class DataPlane:
     def lose_hosts(self, table: int | None = None) -> None:
         """Host connections of a disk (all disks: None) are lost: parked I/O is dropped."""
         for number, engine in list(self.plane.tables.items()):
-            if table in (None, number):
+            if table in (None, number) and not self.dead:
                 self.run(engine.reset())
 
     def die(self) -> None:

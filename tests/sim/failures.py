@@ -12,6 +12,8 @@ from tests.sim.timeline import MS, SECOND
 from tests.sim.world import World
 
 NOTICED_NS: Final = 15 * SECOND
+MOMENT_SHARES: Final = {"commit": 1 / 40, "barrier": 1 / 3, "zeroing": 1 / 5}
+MOMENTS_APART_NS: Final = 2 * SECOND
 
 
 class Failures:
@@ -24,6 +26,8 @@ class Failures:
         self.counts: Counter[str] = Counter()
         self.stopped = False
         world.chaos = True
+        world.moment = self._moment
+        self._moment_ns = 0
         self._kinds: list[tuple[Callable[[], None], int]] = [
             (self.break_session, 5),
             (self.hang_daemon, 4),
@@ -48,6 +52,7 @@ class Failures:
         """No more of it."""
         self.stopped = True
         self.world.chaos = False
+        self.world.moment = lambda what, machine: None
 
     def _later(self) -> None:
         self.timeline.later(self.timeline.between(self.pause_ns // 20, 2 * self.pause_ns), self._something)
@@ -65,6 +70,47 @@ class Failures:
             self.timeline.later(self.timeline.between(0, 300 * MS), self._something)
         else:
             self._later()
+
+    def _moment(self, what: str, machine: Machine | None) -> None:
+        """Something has just begun: now and then that is the worst moment for something else."""
+        now_ns = self.timeline.now_ns
+        if machine is not None and what == "admission":
+            for _ in range(4):
+                self.timeline.later(self.timeline.between(0, 10 * MS), machine.past_returns)
+            return
+        if machine is not None and what == "begin":
+            if machine.daemon.hung and self.timeline.chance(0.05):
+                self._outlive_lease(machine)
+            return
+        share = MOMENT_SHARES[what]
+        if now_ns < self._moment_ns or not self.timeline.chance(share):
+            return
+        self._moment_ns = now_ns + MOMENTS_APART_NS
+        self.counts[what] += 1
+        self.timeline.note(f"failure: at a {what}")
+        if machine is None:
+            self.timeline.later(self.timeline.between(0, 2 * MS), self.kill_controller)
+        elif what == "zeroing":
+            cuts = [self._kill_data_plane, lambda one: self._break(one.daemon)]
+            self.timeline.later(self.timeline.between(0, 8 * MS), self.timeline.random.choice(cuts), machine)
+        else:
+            self._at_a_barrier(machine)
+
+    def _outlive_lease(self, machine: Machine) -> None:
+        """What is under way to containers arrives only when the lease has ended."""
+        end_ns = machine.clock.world_time(machine.dataplane.plane.lease.deadline_ns)
+        late_ns = min(end_ns, self.timeline.now_ns + 12 * SECOND) + self.timeline.between(0, SECOND)
+        for controller in machine.target.controllers.values():
+            controller.pair.stuck_until_ns = late_ns
+
+    def _at_a_barrier(self, machine: Machine) -> None:
+        """Its answer is held up, and hosts elsewhere give up what waits for it."""
+        daemon = machine.daemon
+        daemon.hang()
+        self.timeline.later(self.timeline.between(SECOND // 2, 3 * SECOND), daemon.go_on)
+        for other in self.world.mappers.values():
+            if other is not machine and not other.dataplane.dead:
+                self.timeline.later(self.timeline.between(0, 200 * MS), other.dataplane.lose_hosts)
 
     def _mapper(self) -> Machine:
         return self.timeline.random.choice(list(self.world.mappers.values()))
@@ -93,6 +139,8 @@ class Failures:
             self.timeline.later(self.timeline.between(0, lasting), self._break, daemon)
         if self.timeline.chance(0.25):
             self.timeline.later(self.timeline.between(0, 2 * SECOND), self._fence, machine.name)
+        if self.timeline.chance(0.5):  # let I/O be under way when its lease ends
+            self.timeline.later(self.timeline.between(6 * SECOND, 10 * SECOND), self.slow_storage)
 
     def _break(self, daemon: Daemon) -> None:
         if daemon.wire is not None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 DRIFT_PPM = 9_900
-PAST_MAX = 64
+PAST_MAX = 400
 
 
 class Machine:
@@ -105,13 +105,24 @@ class Machine:
         """A message of the past reaches the data plane once more: whatever sent it was stopped, and resumes."""
         if not self.past or self.dataplane.dead:
             return
-        delivered, event = self.past[int(self.timeline.random.random() * len(self.past))]
-        plane, header = self.dataplane.plane, event.header
-        if not delivered and header[:3] == (plane.term, plane.incarnation, plane.epoch):
+        plane = self.dataplane.plane
+        standing = (plane.term, plane.incarnation, plane.epoch)
+        sequences = {table: engine.sequence + 1 for table, engine in plane.tables.items()}
+        fitting = [one for one in self.past if self._would_fit(one[1], standing, sequences)]
+        delivered, event = self.timeline.random.choice(fitting or self.past)
+        if not delivered and event.header[:3] == standing:
             return
+        if isinstance(event.message, m.ZeroSegments):
+            self.timeline.note(f"{self.name} is told of an earlier time to zero")
         nowhere = PlaneLink(self.dataplane, lambda *_: None)
         nowhere.close()
         self.dataplane.message(nowhere, event)
+
+    def _would_fit(self, event: Any, standing: tuple[int, int, int], sequences: dict[int, int]) -> bool:
+        """In sequence, and of another time: only term, incarnation and epoch give it away."""
+        header = event.header
+        in_sequence = isinstance(event.message, m.ZeroSegments) or sequences.get(header.table) == header.sequence
+        return in_sequence and header[:3] != standing
 
 
 class Daemon:
@@ -339,8 +350,13 @@ class Daemon:
 
     def _relay_data_plane(self, effect: e.RelayDataPlane) -> None:
         received = effect.received
-        if isinstance(received.message, m.SetEntries | m.FaultAnswer | m.LeaseGrant) and self.timeline.chance(0.25):
+        kind = received.message
+        if isinstance(kind, m.SetEntries | m.FaultAnswer) or (
+            isinstance(kind, m.LeaseGrant) and self.timeline.chance(0.1)
+        ):
             self.machine.remember(True, received)
+        elif isinstance(kind, m.ZeroSegments):
+            self.machine.remember(False, received)  # it is in no sequence: a second time within its epoch must not be
         if self.link is not None:
             self.link.send(received)
 

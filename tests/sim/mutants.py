@@ -257,8 +257,13 @@ def _late_grant_taken(right: Wrong) -> Wrong:
     return grant
 
 
-def _lease_not_looked_at(right: Wrong) -> Wrong:
-    return lambda self, now_ns: self.deadline_ns > 0
+def _lease_never_ends(right: Wrong) -> Wrong:
+    def grant(self: Any, sent_ns: int, duration_ns: int, now_ns: int) -> Any:
+        status = right(self, sent_ns, duration_ns, now_ns)
+        self.deadline_ns = 1 << 62
+        return status
+
+    return grant
 
 
 def _no_wipe(right: Wrong) -> Wrong:
@@ -427,7 +432,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("lossy-store", "says that a commit is durable long before it is", World, "commit_one", _lossy_store),
     Mutant("lease-from-arrival", "counts the lease from the grant's arrival", Lease, "grant", _lease_from_arrival),
     Mutant("late-grant-taken", "takes a grant that comes after its own end", Plane, "grant_lease", _late_grant_taken),
-    Mutant("lease-not-looked-at", "does not compare the lease with the clock", Lease, "covers", _lease_not_looked_at),
+    Mutant("lease-never-ends", "goes on for ever on one grant", Lease, "grant", _lease_never_ends),
     Mutant("no-wipe", "keeps its entries over an expiry", Engine, "lease_expired", _no_wipe),
     Mutant("no-sequence-check", "applies entries in any order, and twice", Plane, "_in_sequence", _no_sequence),
     Mutant("no-epoch-check", "applies entries of an earlier epoch", Plane, "check", _unchecked("epoch")),

@@ -33,6 +33,8 @@ class Workload:
     tenant_ns: int
     tenant_life_ns: int
     audit_ns: int
+    shared_segments: int = 24
+    private_segments: int = 16
 
 
 DENSE: Final = Workload(
@@ -64,6 +66,8 @@ STORM: Final = Workload(
     tenant_ns=5 * SECOND,
     tenant_life_ns=5 * SECOND,
     audit_ns=5 * SECOND,
+    shared_segments=8,
+    private_segments=6,
 )
 WORKLOADS: Final = {workload.name: workload for workload in (DENSE, SPARSE, STORM)}
 
@@ -96,8 +100,8 @@ class Run:
         world.run(3)
         for exporter, name in (("store-1", "disk-a"), ("store-1", "disk-b"), ("store-2", "disk-c")):
             self._must(self.add_container(exporter, name))
-        self.create("shared", 24, ["map-1", "map-2", "map-3"], self.workload.shared)
-        self.create("private", 16, ["map-2"], self.workload.private)
+        self.create("shared", self.workload.shared_segments, ["map-1", "map-2", "map-3"], self.workload.shared)
+        self.create("private", self.workload.private_segments, ["map-2"], self.workload.private)
         self.timeline.later(self.workload.audit_ns, self._audit)
 
     def add_container(self, exporter: str, name: str) -> Any:

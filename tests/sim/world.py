@@ -50,6 +50,7 @@ class World:
         self.network = Network(self.timeline)
         self.storage = Storage(self.timeline)
         self.chaos = False
+        self.moment: Callable[[str, Machine | None], None] = lambda what, machine: None
         self.disk = MemoryDisk(cluster=UUID(int=seed + 1))
         self.core: Controller | None = None
         self.store: MemoryStore | None = None
@@ -134,6 +135,7 @@ class World:
                 wire.down.send((effect.header, message, attempt))
         elif isinstance(effect, fx.Persist):
             self.commits.append(effect.batch)
+            self.moment("commit", None)
             self.timeline.later(self.timeline.between(MS // 20, 2 * MS), self._commit_next, self.reign)
         elif isinstance(effect, fx.Close):
             self.timeline.note(f"controller closes session {effect.session}: {effect.status.name} {effect.detail}")

@@ -27,7 +27,7 @@ from channel.values import (
     EventKind,
     FaultRecords,
     Flags2,
-    Flags3,
+    Flags4,
     MessageType,
     Name,
     Nqn,
@@ -286,7 +286,7 @@ class AttachContainer(Message):
     generation: U64
     segment_size: U64
     segment_count: U64
-    flags: Flags3
+    flags: Flags4
     trtype: Name
     traddr: Name
     trsvcid: Name
@@ -306,7 +306,7 @@ class BindSlot(Message):
     """Open the bdev, verify its label or write it (and flush), and bind it as `slot`."""
 
     slot: SlotNumber
-    flags: Flags3
+    flags: Flags4
     container: Uuid
     cluster: Uuid
     generation: U64

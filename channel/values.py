@@ -113,11 +113,13 @@ class TableFlags(IntFlag):
 
 class AttachFlags(IntFlag):
     """What to do with the label (ATTACH_CONTAINER.flags, BIND_SLOT.flags): write it; also over foreign data; or verify
-    it and, if it is of an older store generation, write it anew."""
+    it and, if it is of an older store generation, write it anew. ENDED: the container has moved, and the process that
+    exported it before is over: nothing that was sent there is being done any more."""
 
     INITIALIZE = 1
     FORCE = 2
     RENEW = 4
+    ENDED = 8
 
 
 class PresentFlags(IntFlag):
@@ -149,7 +151,7 @@ StatusCode = Annotated[Status, Scalar("I", enum=Status)]
 StateCode = Annotated[State, Scalar("I", enum=State)]
 SlotNumber = Annotated[int, Scalar("I", maximum=SLOT_MAX)]
 Flags2 = Annotated[int, Scalar("I", mask=3)]
-Flags3 = Annotated[int, Scalar("I", mask=7)]
+Flags4 = Annotated[int, Scalar("I", mask=15)]
 Name = Annotated[str, Text(NAME_BYTES_MAX)]
 Nqn = Annotated[str, Text(NQN_BYTES_MAX)]
 Detail = Annotated[str, Text(DETAIL_BYTES_MAX)]

@@ -37,6 +37,7 @@ from spdk_rpc.steps import make
 
 ATTEMPTS_MAX: Final = 4
 RECONNECTION: Final = Reconnection(ctrlr_loss_timeout_sec=-1, reconnect_delay_sec=1, fast_io_fail_timeout_sec=10)
+NOT_OURS: Final = frozenset({Status.LABEL_MISMATCH, Status.FOREIGN_DATA})
 USABLE_STATES: Final = frozenset({"enabled"})
 NQN_PREFIX: Final = "nqn.2026-11.io.segmap"
 
@@ -87,14 +88,17 @@ def attach(message: AttachContainer, agent: str, incarnation: int) -> Procedure:
     yield from containers.attach(container)
     attached = (yield Ask(_bind(message, f"{container.name}n{message.nsid}"))).message
     if attached.status != Status.OK:
-        yield from _let_go(message.slot)
+        yield from _let_go(message.slot, attached.status in NOT_OURS)
     return Attached(
         attached.status, attached.detail, attached.segment_count, attached.block_size, attached.volatile_cache
     )
 
 
 def _close_elsewhere(container: NvmeTcpContainer, slot: int) -> Part:
-    """A connection of the slot that leads elsewhere, or is an older incarnation's, is replaced: the bdev goes first."""
+    """A connection of the slot that leads elsewhere, or is an older incarnation's, is replaced: the bdev goes first.
+
+    A slot that tables list stays bound (BUSY): it loses its bdev when its controller is detached, and gets the new one.
+    """
     for seen in (yield from make(bdev_nvme.get_controllers())):
         if seen.name == container.name and not any(container.is_at(path) for path in seen.paths):
             yield from _unbind(slot)
@@ -125,10 +129,11 @@ def _unbind(slot: int) -> Part:
     return Status.OK if response.status == Status.NO_CONTAINER else response.status
 
 
-def _let_go(slot: int) -> Part:
-    """After a refused label: do not stay connected to what is not ours. Best effort; a later attach looks again."""
+def _let_go(slot: int, stranger: bool) -> Part:
+    """After a refused attach: do not stay connected to what is not ours, even if a table still lists the slot (then its
+    I/O fails, until the container is found again). Best effort; a later attach looks again."""
     try:
-        if (yield from _unbind(slot)) == Status.OK:
+        if (yield from _unbind(slot)) == Status.OK or stranger:
             yield from containers.detach_controller(controller_name(slot))
     except (RpcFailure, TargetError, Unanswered):
         return

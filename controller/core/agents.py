@@ -11,7 +11,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from controller.core.allocator import Extent
 from controller.core.holdings import UNKNOWN, Holdings
@@ -55,11 +55,31 @@ class AttachState(StrEnum):
 
 class Attachment:
     """A container at an agent. `detail` says what it waits for, or what went wrong.
+class Place(NamedTuple):
+    """Where a container is exported: the address, and which process (of which machine's boot) answers there."""
+
+    trtype: str
+    traddr: str
+    trsvcid: str
+    instance: bytes
+    machine: bytes
+
+    @property
+    def address(self) -> tuple[str, str, str]:
+        return self[:3]
+
+    def follows(self, former: Place) -> bool:
+        """True if the process of the former place is over: its machine has started another since."""
+        return any(self.machine) and self.machine == former.machine and self.instance != former.instance
+
+
 
     `patient_until_ns`: from then on nothing else waits until it is attached; None: it has not been tried yet.
     """
 
-    __slots__ = ("detail", "flags", "patient_until_ns", "slot", "state", "then")
+    `places`: where it may be attached: where it was, and where we have asked for it since, the last one last. `bound`:
+    it keeps its slot, and tables go on listing it, while it is attached elsewhere.
+    __slots__ = ("bound", "detail", "flags", "patient_until_ns", "places", "slot", "state", "then")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
@@ -68,6 +88,8 @@ class Attachment:
         self.flags = 0
         self.patient_until_ns: int | None = None
         self.then: Callable[[int, Any, int], None] | None = None
+        self.bound = False
+        self.places: list[Place] = []
 
 
 class Presentation:

@@ -15,6 +15,7 @@ from channel.values import AttachFlags, PresentFlags, TableFlags
 from controller.core.agents import Agent, AgentTable, Attachment, AttachState, Presentation, Standing, TableState
 from controller.core.cluster import Allow, Cluster
 from controller.core.holdings import NOTHING
+from controller.core.moves import Moves
 from controller.core.truth import Container, VDisk
 from mapping.status import Status
 
@@ -29,6 +30,7 @@ class BringUp:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._retrying: set[int] = set()
+        self.moves = Moves(cluster, self.reconcile_all)
 
     def reconcile(self, agent: Agent, now_ns: int) -> None:
         """Order the next missing things at one agent."""
@@ -104,7 +106,7 @@ class BringUp:
         incarnation = agent.incarnation
         self._cluster.commands.order(
             agent,
-            lambda: (self._attach_message(container, 0 if container.ready else attachment.flags), 0, False),
+            lambda: (self._attach_message(container, self.moves.attaching(container, attachment)), 0, False),
             lambda status, response, now: self._attached(agent, incarnation, attachment, status, response, now),
             now_ns,
         )
@@ -149,9 +151,12 @@ class BringUp:
             attachment.patient_until_ns = None
             attachment.detail = ""
             cluster.log.clear(now_ns, "attach", subject, f"agent {agent.name} has attached container {name}")
+            attachment.bound = True
+            del attachment.places[:-1]
         else:
             attachment.state = AttachState.FAILED
             attachment.detail = f"{Status(status).name} {response.detail}".strip()
+            self.moves.follow(attachment)
             for allow in cluster.fencing.allows_of(agent):
                 if allow.slot == attachment.slot:
                     allow.inherited = False
@@ -250,17 +255,7 @@ class BringUp:
 
     def exports_changed(self, exporter: Agent, now_ns: int) -> None:
         """An exporter has said what it exports, and where."""
-        cluster = self._cluster
-        for container in cluster.containers.values():
-            export = exporter.exports.get(container.export)
-            if container.exporter != exporter.number or export is None:
-                continue
-            address = (export.trtype, export.traddr, export.trsvcid)
-            if address != (container.trtype, container.traddr, container.trsvcid):
-                container.trtype, container.traddr, container.trsvcid = address
-                cluster.journal.put("container", str(container.slot), container.record())
-                text = f"container {container.name} has moved to {export.traddr}:{export.trsvcid}"
-                cluster.log.add(now_ns, "warning", "container", text)
+        self.moves.exports_changed(exporter, now_ns)
         self.reconcile_all(now_ns)
 
     # --- tables ------------------------------------------------------------------------------------------------------
@@ -283,7 +278,7 @@ class BringUp:
             attachment = table.agent.attachments.get(slot)
             if attachment is None:
                 return None
-            if attachment.state is AttachState.ATTACHED:
+            if attachment.state is AttachState.ATTACHED or attachment.bound:
                 attached.add(slot)
             elif attachment.state is not AttachState.FAILED and self._is_coming(attachment, now_ns):
                 return None
@@ -346,6 +341,7 @@ class BringUp:
             if attachment.state is AttachState.ATTACHED:
                 attachment.state = AttachState.FAILED
 
+            attachment.bound = False
     def _update_slots(self, table: AgentTable, now_ns: int) -> bool:
         """Tell the table its container list; True if it is up to date as far as it can be."""
         slots = self._settled(table, now_ns)

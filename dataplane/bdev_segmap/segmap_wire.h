@@ -158,6 +158,7 @@ enum segmap_event_kind {
 #define SEGMAP_ATTACH_INITIALIZE 1u
 #define SEGMAP_ATTACH_FORCE 2u
 #define SEGMAP_ATTACH_RENEW 4u
+#define SEGMAP_ATTACH_ENDED 8u
 
 /* How a vdisk is shown (PRESENT.flags). */
 #define SEGMAP_PRESENT_READ_ONLY 1u

@@ -202,6 +202,8 @@ class SegmapBdev(Bdev):
         host_io = io.context
         if isinstance(host_io, HostIo):
             host_io.cancelled = True
+            for container in self.host.containers.values():
+                container.held.drop(lambda holder: holder is host_io)
             self.host.run(self.engine.abort(host_io))
 
     def host_lost(self, owner: object) -> None:
@@ -211,7 +213,17 @@ class SegmapBdev(Bdev):
         for flush in self.flushing:
             flush.host_lost(owner)
         if owner is not None:
+            self._drop_held(owner)
             self.host.run(self.engine.reset(owner))
+
+    def _drop_held(self, owner: object = None) -> None:
+        """Those of one host connection, or all, that wait for a container's bdev."""
+
+        def unwanted(holder: object) -> bool:
+            return isinstance(holder, HostIo) and holder.disk is self and owner in (None, holder.io.owner)
+
+        for container in self.host.containers.values():
+            container.held.drop(unwanted)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -252,6 +264,7 @@ class SegmapBdev(Bdev):
     def _drop_parked(self) -> None:
         for host_io in self._windowed:
             host_io.cancelled = True
+        self._drop_held()
         self.host.run(self.engine.reset())
 
     def _check_drained(self) -> None:
@@ -371,14 +384,18 @@ class HostIo:
             self.disk.flush(part)
             return
         container = self.disk.host.containers.get(part.slot)
-        if container is None or container.bdev is None or not 0 < part.physical < container.label.segment_count:
+        if container is None or not 0 < part.physical < container.label.segment_count:
             self.disk.complete(part, Status.IO_ERROR)
+            return
+        if container.bdev is None:
+            if not container.held.add(self, part, False):
+                self.disk.complete(part, Status.IO_ERROR)
             return
         block, size = self.disk.block_size, self.disk.engine.geometry.segment_size
         offset = part.physical * size + part.offset_blocks * block
         length = part.length_blocks * block
         if operation is _READ:
-            self._read(part, container.bdev, offset, length)
+            self._read(part, container, container.bdev, offset, length)
             return
         if operation is Operation.UNMAP and not container.bdev.supports(operation):
             self.disk.complete(part, Status.OK)
@@ -390,6 +407,8 @@ class HostIo:
 
     def _written(self, io: BdevIo) -> None:
         part, container, losses = io.context
+        if _taken_away(io, container) and container.held.add(self, part, not io.settled):
+            return
         if io.status is Status.OK and container not in self.disk.unflushed:
             self.disk.touch(container, losses)
         if io.settled:
@@ -397,14 +416,14 @@ class HostIo:
         else:
             self.disk.complete_unsettled(part, io.status, container)
 
-    def _read(self, part: Part, bdev: Bdev, offset: int, length: int) -> None:
+    def _read(self, part: Part, container: Container, bdev: Bdev, offset: int, length: int) -> None:
         data = bdev.read_now(offset, length)
         if data is not None:
             self._pieces[part.segment] = data
             self.disk.complete(part, Status.OK)
             return
         io = BdevIo(_READ, offset, length, self._has_read)
-        io.context = part
+        io.context = part, container
         bdev.submit(io)
 
     def _data_of(self, part: Part, length: int) -> Buffer:
@@ -418,11 +437,28 @@ class HostIo:
         return memoryview(data)[start : start + length]
 
     def _has_read(self, io: BdevIo) -> None:
-        part: Part = io.context
+        part, container = io.context
+        if _taken_away(io, container) and container.held.add(self, part, False):
+            return
         if io.status is Status.OK:
             assert io.data is not None
             self._pieces[part.segment] = io.data
         self.disk.complete(part, io.status)
+
+    def again(self, part: Part) -> None:
+        """Its container has a bdev again. What outlived its lease is not begun there."""
+        lease = self.disk.host.plane.lease
+        if part.begun_epoch == lease.epoch and lease.covers(self.disk.host.clock()):
+            self.forward(part)
+        else:
+            self.disk.complete(part, Status.IO_ERROR)
+
+    def give_up(self, part: Part, status: Status, sent: bool) -> None:
+        """Its container's bdev has gone, and no other has come in time."""
+        if sent:
+            self.disk.complete_unsettled(part, status, self.disk.host.containers[part.slot])
+        else:
+            self.disk.complete(part, status)
 
     def zeroes(self, part: Part) -> None:
         """A part of a read is zeroes."""
@@ -457,3 +493,8 @@ class HostIo:
             self.disk._check_drained()
         else:
             self._make_parts()
+
+
+def _taken_away(io: BdevIo, container: Container) -> bool:
+    """It has failed because its bdev went."""
+    return io.status is Status.IO_ERROR and container.bdev is None

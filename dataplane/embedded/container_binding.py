@@ -4,7 +4,7 @@ INITIALIZE writes the label, and refuses a bdev that holds something: another co
 or last segment. FORCE writes over it. Binding is serialised per slot; a slot whose bdev was lost may be bound again to
 the same container. A bdev that comes back from a lost connection is verified again before any I/O goes on; if it is
 not the container any more, the slot has lost its bdev. RENEW writes a verified label anew, with the store's newer
-generation.
+generation. ENDED says that the process is over which the slot's former bdev led to, and with it what it still did.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class ContainerBinder:
         try:
             container = await self._bind(request)
         except BindFailed as failure:
+            self._refused(request.slot, failure.status)
             return Attached(failure.status, str(failure))
         except BdevError as error:
             return Attached(Status.NOT_FOUND, f"bdev {request.bdev_name}: {error}")
@@ -66,6 +67,12 @@ class ContainerBinder:
             container.bdev.block_size,
             container.bdev.volatile_cache,
         )
+
+    def _refused(self, slot: int, status: Status) -> None:
+        """What is there is something else: what waits for the container need not wait any longer."""
+        known = self._host.containers.get(slot)
+        if known is not None and known.bdev is None and status is Status.LABEL_MISMATCH:
+            known.held.fail()
 
     async def _bind(self, request: BindSlot) -> Container:
         known = self._host.containers.get(request.slot)
@@ -123,10 +130,10 @@ class ContainerBinder:
                 request.slot, label, bdev, close, self._host.disarm
             )
         else:
-            container.label, container.bdev, container.close = label, bdev, close
-            container.losses_before -= bdev.losses
-            if bdev.origin is not None and bdev.origin == container.origin:
-                container.settle()
+            container.label, container.close = label, close
+            again = bdev.origin is not None and bdev.origin == container.origin
+            container.origin = bdev.origin
+            container.found(bdev, again or bool(request.flags & AttachFlags.ENDED))
         container.origin = bdev.origin
         return container
 
@@ -173,6 +180,7 @@ class ContainerBinder:
             return status, f"slot {slot} is " + ("in use" if status is Status.BUSY else "not bound")
         container = self._host.containers.pop(slot)
         container.lost()
+        container.held.fail()
         return Status.OK, ""
 
 
@@ -210,6 +218,7 @@ async def _is_still(container: Container, bdev: Bdev) -> bool | None:
     except LabelError as error:
         _log.error("slot %d: bdev %s has come back as something else: %s", container.slot, bdev.name, error)
         container.lost()
+        container.held.fail()
         container.origin = None
         return False
     container.settle()

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from dataplane.embedded.bdev import Bdev
 from dataplane.embedded.direct_path import DirectPath
+from dataplane.embedded.held_parts import HeldParts
 from mapping.effects import BarrierReached, Complete, Effect, EpochBegan, Fault, Forward, Part, ReturnZeroes, SendFault
 from mapping.label import Label
 from mapping.plane import Plane
@@ -52,10 +53,11 @@ BarrierToken = Callable[[Status], None]
 
 @dataclass(slots=True, eq=False)
 class Container:
-    """A bound slot. `segment_count` counts the label's segment 0. Without a bdev its I/O fails.
+    """A bound slot. `segment_count` counts the label's segment 0. Without a bdev its I/O is `held` for a while if the
+    bdev was a remote one, which may have moved; else it fails.
 
     `unsettled`: what to do about parts that have ended for their hosts, but may still be written here, once they
-    cannot: the container was attached anew as `origin` (see Bdev).
+    cannot: the container was attached anew as `origin` (see Bdev), or its former host's process is known to be over.
     """
 
     slot: int
@@ -66,6 +68,7 @@ class Container:
     losses_before: int = 0
     origin: tuple[object, ...] | None = None
     unsettled: list[Callable[[], None]] = field(default_factory=list)
+    held: HeldParts = field(default_factory=HeldParts)
 
     @property
     def losses(self) -> int:
@@ -80,10 +83,20 @@ class Container:
     def lost(self) -> None:
         """The bdev has been taken away."""
         if self.bdev is not None:
+            if self.bdev.origin is not None:
+                self.held.expect()
             self.losses_before += self.bdev.losses + self.bdev.volatile_cache
             self.bdev = None
             self.changed()
             self.close()
+
+    def found(self, bdev: Bdev, ended: bool) -> None:
+        """There is a bdev again, verified. `ended`: nothing from before is being done at the one before."""
+        self.losses_before -= bdev.losses
+        self.bdev = bdev
+        if ended:
+            self.settle()
+        self.held.arrived(ended)
 
     def settle(self) -> None:
         """Nothing from before is being done there any more."""
@@ -194,6 +207,7 @@ class PlaneHost:
     def abandon(self) -> None:
         """The process ends: nobody asks any more whether its I/O has ended."""
         for container in self.containers.values():
+            container.held.fail()
             container.settle()
 
     def close(self) -> None:

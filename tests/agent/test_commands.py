@@ -25,7 +25,7 @@ from channel.messages import (
     UnbindSlot,
     Withdraw,
 )
-from channel.values import PresentFlags, TableFlags
+from channel.values import AttachFlags, PresentFlags, TableFlags
 from mapping.status import Status
 from spdk_rpc.errors import RpcError
 from spdk_rpc.methods.bdev_nvme import Path
@@ -481,3 +481,26 @@ def test_more_commands_than_the_limit_are_refused() -> None:
         assert not driver.responses(driver.command(DetachContainer(slot % 4096)))
         driver.asked.clear()
     assert [one.status for one in driver.responses(driver.command(DetachContainer(1)))] == [Status.LIMIT]
+
+
+def test_a_container_that_has_moved_is_attached_at_its_new_address_although_tables_list_its_slot() -> None:
+    driver = mapper()
+    driver.target.controllers["container4"] = PATH
+    driver.plane_statuses[UnbindSlot] = Status.BUSY
+    made = driver.command(replace(ATTACH, trsvcid="61001", flags=int(AttachFlags.ENDED)))
+    assert driver.responses(made)[0].status == Status.OK
+    assert driver.target.controllers["container4"] == replace(PATH, trsvcid="61001")
+    *_, bind = of(e.SendDataPlane, made)
+    assert isinstance(bind.message, BindSlot)
+    assert (bind.message.slot, bind.message.flags) == (4, AttachFlags.ENDED), "the data plane is told what is over"
+
+
+@pytest.mark.parametrize(
+    ("status", "stays"), [(Status.LABEL_MISMATCH, False), (Status.FOREIGN_DATA, False), (Status.IO_ERROR, True)]
+)
+def test_a_slot_in_use_does_not_keep_a_stranger_attached(status: Status, stays: bool) -> None:
+    driver = mapper()
+    driver.target.controllers["container4"] = PATH
+    driver.plane_statuses |= {UnbindSlot: Status.BUSY, BindSlot: status}
+    assert driver.response_to(replace(ATTACH, trsvcid="61001")).status == status
+    assert bool(driver.target.controllers) is stays

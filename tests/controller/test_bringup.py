@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from channel import messages as m
+from channel.values import AttachFlags
 from controller.core import effects as fx
 from mapping.entry import has_location
 from mapping.rules import FaultKind, Operation
@@ -149,3 +150,105 @@ def test_a_label_is_written_once_whoever_finishes_first() -> None:
     assert not slow.asked[-1][2].flags, "a container that has lost everything must not be labelled anew"
     slow.respond(which=m.AttachContainer)
     assert rig.ask("container.show", name="c")["attached_at"] == ["a", "b"]
+
+
+def move(rig: Rig, port: str, nqn: str = "nqn.2026-11.io.segmap:container:disk", restarted: bool = False) -> None:
+    """The exporter exports its container at another port, perhaps as another process."""
+    exporter = rig.agents["store"]
+    if restarted:
+        exporter.drop()
+        exporter.instance = port.encode().ljust(16, b"!")
+        exporter.hello()
+        rig.advance(20)
+    exporter.say(m.Export(1, 512, 1024 * SEGMENT_SIZE // 512, bytes(16), True, "disk", "127.0.0.1", port, "TCP", nqn))
+
+
+def test_a_container_that_moves_is_attached_at_its_new_address_under_its_slot() -> None:
+    rig = Rig()
+    first, second = rig.disk_at("a", "b")
+    first.fault(3)
+    parked = len(first.answers)
+    move(rig, "4421")
+    for agent in (first, second):
+        order = agent.ordered(m.AttachContainer)[-1]
+        assert (order.slot, order.trsvcid, order.flags, order.container) == (
+            0, "4421", 0, first.ordered(m.AttachContainer)[0].container
+        )  # fmt: skip
+        assert all(slots.slots == [0] for slots in agent.ordered(m.TableSlots)), "tables go on listing it"
+    assert any("has moved from 127.0.0.1:4420 to 127.0.0.1:4421" in log.text for log in rig.logs)
+    assert rig.ask("container.show", name="c")["trsvcid"] == "4421"
+    first.fault(200)
+    assert len(first.answers) == parked + 1 and has_location(first.last_answer()[1][0])
+    count = len(first.ordered(m.AttachContainer))
+    move(rig, "4421")
+    assert len(first.ordered(m.AttachContainer)) == count, "it is there already"
+
+
+def test_the_move_is_recorded_before_it_is_ordered() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    rig.hold_commits = True
+    move(rig, "4421")
+    assert [order.trsvcid for order in agent.ordered(m.AttachContainer)] == ["4420"]
+    rig.commit()
+    assert [order.trsvcid for order in agent.ordered(m.AttachContainer)] == ["4420", "4421"]
+    rig.hold_commits = False
+    rig.restart()
+    assert rig.ask("container.show", name="c")["trsvcid"] == "4421"
+
+
+def test_what_was_sent_to_the_old_address_is_over_if_its_process_is() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    move(rig, "4421", restarted=True)
+    order = agent.ordered(m.AttachContainer)[-1]
+    assert (order.trsvcid, order.flags) == ("4421", AttachFlags.ENDED)
+    move(rig, "4422")
+    order = agent.ordered(m.AttachContainer)[-1]
+    assert (order.trsvcid, order.flags) == ("4422", 0), "the same process, so nobody knows"
+
+
+def test_an_attach_without_an_answer_may_have_been_carried_out() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.auto = False
+    move(rig, "4421", restarted=True)
+    assert agent.asked[-1][2].flags == AttachFlags.ENDED
+    move(rig, "4422")
+    agent.hello([(agent.table(), 9)])
+    assert agent.asked[0][2].trsvcid == "4422"
+    assert agent.asked[0][2].flags == 0, "it may have been attached at 4421, where the process is the same"
+
+
+def test_one_that_moves_while_it_is_being_attached_is_attached_again() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.auto = False
+    move(rig, "4421")
+    move(rig, "4422")
+    assert [asked[2].trsvcid for asked in agent.asked] == ["4421"]
+    agent.respond()
+    assert [asked[2].trsvcid for asked in agent.asked] == ["4422"]
+
+
+def test_something_else_at_the_new_address_is_refused_loudly_and_asked_again() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.refusing[m.AttachContainer] = Status.LABEL_MISMATCH
+    move(rig, "4421")
+    (alarm,) = rig.ask("cluster.status")["alarms"]
+    assert alarm["severity"] == "alarm" and "cannot attach container c: LABEL_MISMATCH" in alarm["text"]
+    assert all(slots.slots == [0] for slots in agent.ordered(m.TableSlots)), "its entries are its own still"
+    del agent.refusing[m.AttachContainer]
+    rig.advance(5)
+    assert not rig.ask("cluster.status")["alarms"]
+
+
+def test_an_export_under_another_name_is_not_the_container() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    move(rig, "4421", nqn="nqn.2026-11.io.segmap:container:other")
+    assert [order.trsvcid for order in agent.ordered(m.AttachContainer)] == ["4420"]
+    assert "export it as it was" in rig.ask("cluster.status")["alarms"][0]["text"]
+    move(rig, "4420")
+    assert not rig.ask("cluster.status")["alarms"]

@@ -53,8 +53,6 @@ class AttachState(StrEnum):
     FAILED = "failed"
 
 
-class Attachment:
-    """A container at an agent. `detail` says what it waits for, or what went wrong.
 class Place(NamedTuple):
     """Where a container is exported: the address, and which process (of which machine's boot) answers there."""
 
@@ -73,12 +71,14 @@ class Place(NamedTuple):
         return any(self.machine) and self.machine == former.machine and self.instance != former.instance
 
 
+class Attachment:
+    """A container at an agent. `detail` says what it waits for, or what went wrong.
 
     `patient_until_ns`: from then on nothing else waits until it is attached; None: it has not been tried yet.
-    """
-
     `places`: where it may be attached: where it was, and where we have asked for it since, the last one last. `bound`:
     it keeps its slot, and tables go on listing it, while it is attached elsewhere.
+    """
+
     __slots__ = ("bound", "detail", "flags", "patient_until_ns", "places", "slot", "state", "then")
 
     def __init__(self, slot: int) -> None:
@@ -86,10 +86,10 @@ class Place(NamedTuple):
         self.state = AttachState.WAITING
         self.detail = ""
         self.flags = 0
-        self.patient_until_ns: int | None = None
-        self.then: Callable[[int, Any, int], None] | None = None
         self.bound = False
         self.places: list[Place] = []
+        self.patient_until_ns: int | None = None
+        self.then: Callable[[int, Any, int], None] | None = None
 
 
 class Presentation:

@@ -148,15 +148,15 @@ class BringUp:
         subject = f"{agent.name}:{attachment.slot}"
         if status in DONE:
             attachment.state = AttachState.ATTACHED
+            attachment.bound = True
+            del attachment.places[:-1]
             attachment.patient_until_ns = None
             attachment.detail = ""
             cluster.log.clear(now_ns, "attach", subject, f"agent {agent.name} has attached container {name}")
-            attachment.bound = True
-            del attachment.places[:-1]
+            self.moves.follow(attachment)
         else:
             attachment.state = AttachState.FAILED
             attachment.detail = f"{Status(status).name} {response.detail}".strip()
-            self.moves.follow(attachment)
             for allow in cluster.fencing.allows_of(agent):
                 if allow.slot == attachment.slot:
                     allow.inherited = False
@@ -338,10 +338,10 @@ class BringUp:
     def _attach_again(self, agent: Agent) -> None:
         """It says it lacks a container that we thought attached: try all again."""
         for attachment in agent.attachments.values():
+            attachment.bound = False
             if attachment.state is AttachState.ATTACHED:
                 attachment.state = AttachState.FAILED
 
-            attachment.bound = False
     def _update_slots(self, table: AgentTable, now_ns: int) -> bool:
         """Tell the table its container list; True if it is up to date as far as it can be."""
         slots = self._settled(table, now_ns)

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from cli.command import Command
-from cli.commands import access, agents, cluster, configuration, containers, daemons, io, maps, pki, store, vdisks
+from cli.commands import (
+    access,
+    agents,
+    cluster,
+    configuration,
+    containers,
+    daemons,
+    doctor,
+    io,
+    maps,
+    pki,
+    store,
+    vdisks,
+)
 
 GROUPS: dict[str, str] = {
     "container": "Storage that vdisks are made of.",
@@ -18,6 +31,7 @@ GROUPS: dict[str, str] = {
 
 COMMANDS: tuple[Command, ...] = (
     *daemons.COMMANDS,
+    *doctor.COMMANDS,
     *cluster.COMMANDS,
     *containers.COMMANDS,
     *vdisks.COMMANDS,

@@ -102,7 +102,7 @@ SPDK = Section(
         Key(
             "huge_pages",
             BOOLEAN,
-            "Memory in huge pages, which have to be reserved; local PCIe disks need it.",
+            "Memory in huge pages, for local PCIe disks too; `segmap doctor` says how to reserve them.",
             "false",
         ),
         Key("core_locks", BOOLEAN, "Refuse a core on which another SPDK application polls.", "true"),

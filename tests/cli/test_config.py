@@ -157,6 +157,15 @@ def test_an_unknown_agent_is_told_with_the_known_ones() -> None:
         parse(GOOD, "c.yaml").agent("z")
 
 
+@pytest.mark.parametrize("path", sorted((TOP / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_good(path: Path) -> None:
+    document = load(path)
+    controller_config(document)
+    for agent in document.agents:
+        agent_config(document, agent["name"]).check()
+
+
+
 def test_plain_values_read_back_the_same() -> None:
     document = load(QUICKSTART)
     again = parse(yaml.safe_dump(to_plain(document.values, DOCUMENT)), "again.yaml")

@@ -31,8 +31,8 @@ def suite_of(nodeid: str) -> str:
 
 
 def data_plane_of(nodeid: str, needs_spdk: bool) -> str | None:
-    """Which data plane a test drives, told by its marker, its parameter or its suite."""
-    if needs_spdk or "[spdk" in nodeid:
+    """Which data plane a test drives: its marker tells of SPDK, its parameter or its suite of the embedded one."""
+    if needs_spdk:
         return "SPDK"
     if "[embedded" in nodeid or suite_of(nodeid) in EMBEDDED_SUITES:
         return "embedded"

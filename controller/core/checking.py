@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from controller.core.check_agents import check_agents, check_labels, renew_labels
-from controller.core.check_store import AllocatorCheck, StoreComparison
+from controller.core.check_store import AllocatorCheck, StoreComparison, settled
 from controller.core.cluster import FROZEN_ADVICE, Cluster
 from controller.core.refusals import Refusal
 from controller.store.audit import WARNING, Finding, Findings, ImageAudit, JobRun, Shape, runs_of_job
@@ -166,9 +166,11 @@ class Checking:
 
     def _image(self, check: Check) -> Iterator[int]:
         audit = ImageAudit(_Books(self._cluster), PASSES)
-        for number, _ in enumerate(audit.run()):
+        for number, again in enumerate(audit.run()):
             check.progress = 0.3 * audit.done / max(1, audit.total)
-            if number % UNITS_PER_SLICE == UNITS_PER_SLICE - 1:
+            if again:  # a job is forgotten when its end is on its way to the store, its segments change after that
+                yield from settled(self._cluster)
+            elif number % UNITS_PER_SLICE == UNITS_PER_SLICE - 1:
                 yield SLICE_PAUSE_NS
         check.count("container_segments", audit.segments)
         for finding in audit.findings.found:

@@ -127,7 +127,10 @@ def runs_of_job(job: Job) -> list[JobRun]:
 
 
 class ImageAudit:
-    """One audit. `run()` yields after each slice; `done` of `total` units of work; the result is in `findings`."""
+    """One audit. `run()` yields after each slice; `done` of `total` units of work; the result is in `findings`.
+
+    What it yields is True if suspects are judged afresh next: time for changes that are half done to be completed.
+    """
 
     def __init__(self, books: Books, passes: int = 1) -> None:
         self.findings = Findings()
@@ -142,19 +145,20 @@ class ImageAudit:
         windows = sum(-(-shape.segment_count // WINDOW_SEGMENTS) for shape in books.containers().values())
         self.total = len(self._chunks()) + windows
 
-    def run(self) -> Iterator[None]:
+    def run(self) -> Iterator[bool]:
         """The audit, slice by slice."""
         books = self._books
         self._seen = {slot: bytearray(shape.segment_count) for slot, shape in books.containers().items()}
         for vdisk, number in self._chunks():
             self._scan(vdisk, number)
             self.done += 1
-            yield
+            yield False
         for slot in self._seen:
             yield from self._compare(slot)
         self._suspect_the_rest()
         for _ in range(self._passes):
             if self._suspects or self._misplaced:
+                yield True
                 yield from self._look_again()
         for text in (*self._suspects.values(), *self._misplaced.values()):
             self.findings.add(ERROR, "segment", text)
@@ -199,7 +203,7 @@ class ImageAudit:
             if chunk[index] != ZERO_ENTRY and len(self._misplaced) < SUSPECTS_MAX:
                 self._misplaced[vdisk, (number << CHUNK_SHIFT) + index] = ""
 
-    def _compare(self, slot: int) -> Iterator[None]:
+    def _compare(self, slot: int) -> Iterator[bool]:
         """The states of a container against what maps its segments."""
         states, seen = self._books.image.segments.get(slot, bytearray()), self._seen[slot]
         jobs = [run for run in self._books.job_runs() if run.slot == slot]
@@ -218,7 +222,7 @@ class ImageAudit:
             if at >= 0 or (start == 0 and window[0] != SegmentState.LABEL):
                 self._suspect(slot, start + max(at, 0))
             self.done += 1
-            yield
+            yield False
 
     def _suspect_outside(self, slot: int, start: int, end: int, jobs: list[JobRun]) -> None:
         """Segments at work that no job has."""
@@ -253,7 +257,7 @@ class ImageAudit:
 
     # --- later passes: who is still wrong ----------------------------------------------------------------------------
 
-    def _look_again(self) -> Iterator[None]:
+    def _look_again(self) -> Iterator[bool]:
         owners: dict[int, list[tuple[int, int]]] = {location: [] for location in self._suspects}
         wanted = {location | flags for location in owners for flags in (MAPPED, MAPPED | NO_WRITE)}
         self.total += len(chunks := self._chunks())
@@ -265,7 +269,7 @@ class ImageAudit:
                     if entry in wanted:
                         owners[entry & ~FLAGS].append((vdisk, base + index))
             self.done += 1
-            yield
+            yield False
         judged = {location: self._judge(location, found) for location, found in owners.items()}
         self._suspects = {location: text for location, text in judged.items() if text}
         placed = {where: self._judge_place(*where) for where in self._misplaced}

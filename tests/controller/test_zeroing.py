@@ -120,3 +120,19 @@ def test_the_end_of_a_failed_batch_is_not_that_of_the_one_under_way() -> None:
     assert (counts(rig)["quarantined"], counts(rig)["zeroing"]) == (0, 1)
     want(rig, 32)
     assert len(other.ordered(m.ZeroSegments)) == 1, "one batch per container at a time"
+
+
+def test_a_batch_whose_end_is_on_its_way_to_the_store_is_no_finding() -> None:
+    """However long the commit takes: the job is forgotten already, the segments are ZEROING until it is durable."""
+    rig, agent = zeroing()
+    run = rig.ask("cluster.check")["run"]
+    rig.advance(1e-6)
+    rig.hold_commits = True
+    agent.respond(which=m.ZeroSegments)
+    rig.advance(0.5)
+    rig.hold_commits = False
+    rig.commit()
+    agent.auto = True
+    rig.advance(3)
+    row = rig.ask("cluster.check", run=run)
+    assert (row["state"], [one for one in row["findings"] if one["severity"] == "error"]) == ("done", [])

@@ -37,7 +37,7 @@ from spdk_rpc.steps import make
 
 ATTEMPTS_MAX: Final = 4
 RECONNECTION: Final = Reconnection(ctrlr_loss_timeout_sec=-1, reconnect_delay_sec=1, fast_io_fail_timeout_sec=10)
-NOT_OURS: Final = frozenset({Status.LABEL_MISMATCH, Status.FOREIGN_DATA})
+NOT_OURS: Final = frozenset({Status.LABEL_MISMATCH, Status.FOREIGN_DATA, Status.OUT_OF_RANGE})
 USABLE_STATES: Final = frozenset({"enabled"})
 NQN_PREFIX: Final = "nqn.2026-11.io.segmap"
 

@@ -71,7 +71,7 @@ class ContainerBinder:
     def _refused(self, slot: int, status: Status) -> None:
         """What is there is something else: what waits for the container need not wait any longer."""
         known = self._host.containers.get(slot)
-        if known is not None and known.bdev is None and status is Status.LABEL_MISMATCH:
+        if known is not None and known.bdev is None and status in (Status.LABEL_MISMATCH, Status.OUT_OF_RANGE):
             known.held.fail()
 
     async def _bind(self, request: BindSlot) -> Container:

@@ -496,7 +496,7 @@ def test_a_container_that_has_moved_is_attached_at_its_new_address_although_tabl
 
 
 @pytest.mark.parametrize(
-    ("status", "stays"), [(Status.LABEL_MISMATCH, False), (Status.FOREIGN_DATA, False), (Status.IO_ERROR, True)]
+    ("status", "stays"), [(Status.LABEL_MISMATCH, False), (Status.OUT_OF_RANGE, False), (Status.IO_ERROR, True)]
 )
 def test_a_slot_in_use_does_not_keep_a_stranger_attached(status: Status, stays: bool) -> None:
     driver = mapper()

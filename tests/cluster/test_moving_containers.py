@@ -105,7 +105,9 @@ def test_something_else_at_the_new_address_is_not_the_container(runtime_dir: Pat
                 return [one["text"] for one in (await made.call("cluster.status"))["alarms"]]
 
             async def refused() -> bool:
-                return sum("LABEL_MISMATCH" in text for text in await alarms()) == 4  # two containers at two agents
+                texts = await alarms()  # the smaller one in place of the larger, and the other way round
+                assert all("cannot attach container" in text for text in texts)
+                return [sum(why in text for text in texts) for why in ("LABEL_MISMATCH", "OUT_OF_RANGE")] == [2, 2]
 
             await made.until(refused)
             port = await restart_elsewhere(made, containers=real)

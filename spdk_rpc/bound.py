@@ -1,7 +1,8 @@
-"""Runs a program that ends when its starter ends: `python -m spdk_rpc.bound PARENT-PID PROGRAM ARGUMENT...`.
+"""A process that ends when its starter ends, however that dies: the kernel sends it a signal (prctl(2), PDEATHSIG).
 
-The kernel sends SIGKILL when the parent dies (prctl(2), PR_SET_PDEATHSIG), which survives execve(2). So a target that
-is not meant to outlive its daemon is never left behind, not even by a SIGKILLed one.
+`python -m spdk_rpc.bound PARENT-PID PROGRAM ARGUMENT...` runs a program so; the tie survives execve(2). A child that
+knows how to tie itself finds its parent in the environment. The signal is sent at the end of the *thread* that started
+the child, so parents start children from their main one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 PR_SET_PDEATHSIG: Final = 1
+PARENT_VARIABLE: Final = "SEGMAP_PARENT"
 
 
 def bound_command(argv: Sequence[str]) -> list[str]:
@@ -21,15 +23,31 @@ def bound_command(argv: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "spdk_rpc.bound", str(os.getpid()), *argv]
 
 
+def bound_environment() -> dict[str, str]:
+    """The environment for a child that calls `die_with_parent`."""
+    return os.environ | {PARENT_VARIABLE: str(os.getpid())}
+
+
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask for `number` at the parent's death, if the environment names a parent; ends at once if that is gone."""
+    parent = os.environ.pop(PARENT_VARIABLE, "")
+    if parent.isdigit():
+        _tie(int(parent), number)
+
+
 def main(argv: Sequence[str]) -> None:
     """Bind ourselves to the parent, and become the program."""
     parent, *command = argv
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != int(parent):
-        sys.exit(1)
+    _tie(int(parent), signal.SIGKILL)
     os.execvp(command[0], command)
+
+
+def _tie(parent: int, number: signal.Signals) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

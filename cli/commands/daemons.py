@@ -14,7 +14,7 @@ from cli.command import API_VARIABLE, Command, CommandError, Context, argument
 from cli.config.daemons import agent_config, agent_dir, controller_config
 from cli.config.document import load
 from cli.exit_codes import ExitCode
-from cli.supervisor.parent_death import die_with_parent
+from spdk_rpc.bound import die_with_parent
 
 if TYPE_CHECKING:
     import argparse

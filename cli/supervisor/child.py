@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cli.supervisor.parent_death import PARENT_VARIABLE
+from spdk_rpc.bound import bound_environment
 
 RESTART_MIN_S = 0.2
 RESTART_MAX_S = 10.0
@@ -72,7 +72,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
+                env=bound_environment(),
             )
         try:
             return await self._process.wait()

@@ -33,9 +33,9 @@ from cli.config.document import Document
 from cli.config.resolve import resolve, resolved_path
 from cli.exit_codes import ExitCode
 from cli.supervisor.child import Child, segmap_command
-from cli.supervisor.ports import pick
 from controller.api.errors import ApiError
 from transport import pki
+from transport.ports import pick
 
 CONTROLLER_READY_S = 20.0
 AGENT_READY_S = 40.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from cli.supervisor import child as child_module
-from cli.supervisor import ports
 from cli.supervisor.child import Child, process_exists
 
 READY_S = 20.0
@@ -152,7 +150,7 @@ def test_the_end_of_the_log_is_at_hand(tmp_path: Path) -> None:
 
 def test_a_child_dies_with_its_parent() -> None:
     """A parent that is killed without a chance to do anything: the kernel ends the child."""
-    tied = "from cli.supervisor.parent_death import die_with_parent; die_with_parent()"
+    tied = "from spdk_rpc.bound import die_with_parent; die_with_parent()"
     inner = f"{tied}; import signal; print(1, flush=True); signal.pause()"
     outer = f"""
         import os, subprocess, sys
@@ -173,31 +171,9 @@ def test_a_child_dies_with_its_parent() -> None:
 
 
 def test_a_parent_that_is_gone_already_ends_the_child_at_once() -> None:
-    text = "from cli.supervisor.parent_death import die_with_parent; die_with_parent(); print('alive')"
+    text = "from spdk_rpc.bound import die_with_parent; die_with_parent(); print('alive')"
     environment = os.environ | {"SEGMAP_PARENT": "1"}
     answer = subprocess.run(
         program(text), env=environment, capture_output=True, text=True, check=False, timeout=READY_S
     )
     assert (answer.returncode, answer.stdout) == (1, "")
-
-
-def test_ports_are_free_and_below_the_kernels_range() -> None:
-    taken: set[int] = set()
-    picked = {ports.pick("127.0.0.1", taken) for _ in range(20)}
-    assert picked == taken and len(picked) == 20
-    assert all(ports.LOWEST <= port <= ports.highest_stable_port() for port in picked)
-
-
-def test_a_preferred_port_is_kept_unless_it_is_taken() -> None:
-    port = ports.pick("127.0.0.1", set())
-    assert ports.pick("127.0.0.1", set(), port) == port
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", port))
-        other.listen()
-        assert ports.pick("127.0.0.1", set(), port) != port
-
-
-def test_no_port_left_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "is_free", lambda host, port: False)
-    with pytest.raises(ports.NoFreePortError, match="no free port"):
-        ports.pick("127.0.0.1", set())

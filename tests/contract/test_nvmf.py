@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import socket
 import uuid
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 from spdk_rpc.methods import nvmf
 from tests.contract.conftest import NQN, Plane
 from tests.contract.shapes import check_shape
-from transport.ports import PORTS
+from transport.ports import pick
 
 INVALID_PARAMS, INTERNAL, ENODEV = -32602, -32603, -19
 HOST = "nqn.2026-11.io.segmap:agent:a:1"
@@ -48,14 +47,7 @@ def address(port: int | str, **change: Any) -> dict[str, Any]:
 @pytest.fixture
 def port() -> int:
     """A port that is free now."""
-    for candidate in random.Random().sample(PORTS, 50):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", candidate))
-            except OSError:
-                continue
-            return candidate
-    pytest.fail("no free port")
+    return pick("127.0.0.1", set())
 
 
 # --- transports

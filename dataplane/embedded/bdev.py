@@ -389,6 +389,7 @@ class BdevLayer:
         self._notified = 0
         self.notifications: deque[tuple[int, str, str]] = deque(maxlen=NOTIFICATIONS_MAX)
         self._waiting: list[tuple[str, asyncio.Future[Bdev]]] = []
+        self.on_registered: Callable[[Bdev], None] | None = None
 
     def get(self, name: str) -> Bdev | None:
         """The bdev of this name or alias."""
@@ -431,6 +432,8 @@ class BdevLayer:
         for name, waiter in self._waiting:
             if name in self._names and not waiter.done():
                 waiter.set_result(bdev)
+        if self.on_registered is not None:
+            self.on_registered(bdev)
 
     async def unregister(self, bdev: Bdev) -> None:
         """Take the bdev away: from its users, from the names, then for good."""

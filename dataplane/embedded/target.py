@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from dataplane.embedded import rpc_bdev, rpc_framework, rpc_nvme, rpc_nvmf, rpc_segmap
+from dataplane.embedded import rpc_bdev, rpc_framework, rpc_nvme, rpc_nvmf, rpc_segmap, rpc_stacked
 from dataplane.embedded.bdev import BdevLayer
 from dataplane.embedded.bdev_nvme import Controllers
+from dataplane.embedded.bdev_stacked import Stacks
 from dataplane.embedded.container_binding import ContainerBinder
 from dataplane.embedded.file_pool import FilePool
 from dataplane.embedded.nvmf_subsystems import NvmfSubsystems
@@ -41,13 +42,15 @@ class Target:
         self.state = STARTUP if wait_for_rpc else RUNTIME
         self.stop = stop
         self.layer = BdevLayer()
+        self.stacks = Stacks(self.layer)
         self.pool = FilePool(loop)
         self.plane_host = PlaneHost(loop, clock)
         self.binder = ContainerBinder(self.layer, self.plane_host)
         self.plane_server = PlaneServer(loop, self.plane_host, self.binder, SegmentJobs(self.plane_host))
         self.controllers = Controllers(self.layer)
         self.nvmf: NvmfSubsystems = NvmfSubsystems(self.layer)
-        self.methods = merge([module.TABLE for module in (rpc_framework, rpc_bdev, rpc_nvme, rpc_nvmf, rpc_segmap)])
+        modules = (rpc_framework, rpc_bdev, rpc_stacked, rpc_nvme, rpc_nvmf, rpc_segmap)
+        self.methods = merge([module.TABLE for module in modules])
         self._started = asyncio.Event()
         self._dataplane: Listener | None = None
         if not wait_for_rpc:

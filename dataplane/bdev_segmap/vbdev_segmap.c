@@ -29,15 +29,6 @@ segmap_now_ns(void)
 	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
 }
 
-void
-segmap_send(struct spdk_thread *thread, spdk_msg_fn fn, void *ctx)
-{
-	if (spdk_thread_send_msg(thread, fn, ctx) != 0) {
-		SPDK_ERRLOG("no memory for a message: an I/O would be lost\n");
-		abort();
-	}
-}
-
 /* ---- effects ---- */
 
 static void
@@ -114,6 +105,7 @@ static int
 tick(void *ctx)
 {
 	(void)ctx;
+	segmap_inbox_poll(&g_segmap.inbox);
 	segmap_plane_tick(&g_segmap.plane, segmap_now_ns());
 	drop_parked();
 	return SPDK_POLLER_IDLE;
@@ -124,6 +116,7 @@ segmap_stop(void)
 {
 	g_segmap.stopping = true;
 	drop_parked();
+	segmap_settle_all();
 }
 
 static int
@@ -134,7 +127,11 @@ module_init(void)
 	spdk_uuid_generate(&instance);
 	segmap_plane_init(&g_segmap.plane, instance.u.raw, NULL, &effects, &g_segmap);
 	TAILQ_INIT(&g_segmap.disks);
-	g_segmap.owner = spdk_get_thread();
+	segmap_inbox_init(&g_segmap.inbox);
+	g_segmap.us_per_tick = (UINT64_C(1000000) << 32) / spdk_get_ticks_hz();
+	for (uint32_t slot = 0; slot < SEGMAP_SLOTS; slot++) {
+		TAILQ_INIT(&g_segmap.containers[slot].unsettled);
+	}
 	spdk_io_device_register(&g_segmap, segmap_thread_create, segmap_thread_destroy, sizeof(struct segmap_thread),
 				"segmap");
 	g_segmap.owner_channel = spdk_get_io_channel(&g_segmap);
@@ -153,6 +150,8 @@ module_fini_start(void)
 	segmap_link_stop();
 	for (uint32_t slot = 0; slot < SEGMAP_SLOTS; slot++) {
 		segmap_container_lose(&g_segmap.containers[slot]);
+		free(g_segmap.containers[slot].origin);
+		g_segmap.containers[slot].origin = NULL;
 	}
 	spdk_bdev_module_fini_start_done();
 }
@@ -215,19 +214,25 @@ channel_create(void *io_device, void *ctx)
 }
 
 static void
-add_counters(struct segmap_counters *sum, const struct segmap_counters *more)
+add_sums(struct segmap_sums *sums, const struct segmap_counters *parts,
+	 const uint64_t latency[2][SEGMAP_LATENCY_BUCKETS])
 {
-	sum->forwarded += more->forwarded;
-	sum->zero_reads += more->zero_reads;
-	sum->faults += more->faults;
-	sum->failed += more->failed;
-	sum->dropped += more->dropped;
+	sums->parts.forwarded += parts->forwarded;
+	sums->parts.zero_reads += parts->zero_reads;
+	sums->parts.faults += parts->faults;
+	sums->parts.failed += parts->failed;
+	sums->parts.dropped += parts->dropped;
+	for (uint32_t i = 0; i < SEGMAP_LATENCY_BUCKETS; i++) {
+		sums->latency[0][i] += latency[0][i];
+		sums->latency[1][i] += latency[1][i];
+	}
 }
 
 /* Counters of a channel that is gone, on their way to the owner. */
 struct last_counters {
+	struct segmap_message message;
 	struct segmap_disk *disk;
-	struct segmap_counters counters;
+	struct segmap_sums sums;
 };
 
 static void
@@ -235,7 +240,7 @@ keep_counters(void *ctx)
 {
 	struct last_counters *last = ctx;
 
-	add_counters(&last->disk->past, &last->counters);
+	add_sums(&last->disk->past, &last->sums.parts, last->sums.latency);
 	free(last);
 }
 
@@ -243,12 +248,13 @@ static void
 channel_destroy(void *io_device, void *ctx)
 {
 	struct segmap_disk_channel *channel = ctx;
-	struct last_counters *last = malloc(sizeof(*last));
+	struct last_counters *last = calloc(1, sizeof(*last));
 
 	(void)io_device;
 	if (last != NULL) {
-		*last = (struct last_counters) { .disk = channel->disk, .counters = channel->core.counters };
-		segmap_send(g_segmap.owner, keep_counters, last);
+		last->disk = channel->disk;
+		add_sums(&last->sums, &channel->core.counters, channel->latency);
+		segmap_tell_owner(&last->message, keep_counters, last);
 	}
 	spdk_put_io_channel(channel->thread_channel);
 }
@@ -260,6 +266,8 @@ channels_gone(void *io_device)
 {
 	struct segmap_disk *disk = io_device;
 
+	/* What its channels have had to say last. */
+	segmap_inbox_empty(&g_segmap.inbox);
 	disk->gone = true;
 	segmap_plane_drop_table(&g_segmap.plane, &disk->engine);
 	TAILQ_REMOVE(&g_segmap.disks, disk, link);
@@ -269,15 +277,28 @@ channels_gone(void *io_device)
 }
 
 static void
-unregister_device(void *ctx)
+leave(void *ctx)
 {
-	spdk_io_device_unregister(ctx, channels_gone);
+	struct segmap_disk *disk = ctx;
+
+	disk->leaving = true;
+	segmap_disk_settled(disk);
+}
+
+/* While an I/O may still be done by a container the disk is listed: it has not gone. */
+void
+segmap_disk_settled(struct segmap_disk *disk)
+{
+	if (disk->leaving && (atomic_load(&disk->unsettled) == 0 || g_segmap.stopping)) {
+		disk->leaving = false;
+		spdk_io_device_unregister(disk, channels_gone);
+	}
 }
 
 static int
 disk_destruct(void *ctx)
 {
-	spdk_thread_exec_msg(g_segmap.owner, unregister_device, ctx);
+	spdk_thread_exec_msg(g_segmap.inbox.thread, leave, ctx);
 	return 1;
 }
 
@@ -413,7 +434,7 @@ describe_bdev(struct segmap_disk *disk, const struct segmap_disk_opts *opts)
 	bdev->module = &g_segmap_module;
 	bdev->fn_table = &disk_functions;
 	for (uint32_t slot = 0; slot < SEGMAP_SLOTS; slot++) {
-		disk->losses_seen[slot] = g_segmap.containers[slot].losses;
+		disk->losses_told[slot] = g_segmap.containers[slot].losses;
 	}
 }
 
@@ -445,6 +466,7 @@ segmap_disk_create(const struct segmap_disk_opts *opts, char *detail)
 	if (rc != 0) {
 		goto free_disk;
 	}
+	TAILQ_INIT(&disk->flushes);
 	describe_bdev(disk, opts);
 	spdk_io_device_register(disk, channel_create, channel_destroy, sizeof(struct segmap_disk_channel), opts->name);
 	rc = spdk_bdev_register(&disk->bdev);
@@ -514,8 +536,8 @@ segmap_disk_resize(struct segmap_disk *disk, uint64_t segment_count)
 /* ---- counters ---- */
 
 struct count {
-	struct segmap_counters sum;
-	void (*done)(void *ctx, const struct segmap_counters *sum);
+	struct segmap_sums sums;
+	void (*done)(void *ctx, const struct segmap_sums *sums);
 	void *ctx;
 };
 
@@ -525,7 +547,7 @@ count_channel(struct spdk_io_channel_iter *i)
 	struct count *count = spdk_io_channel_iter_get_ctx(i);
 	struct segmap_disk_channel *channel = spdk_io_channel_get_ctx(spdk_io_channel_iter_get_channel(i));
 
-	add_counters(&count->sum, &channel->core.counters);
+	add_sums(&count->sums, &channel->core.counters, channel->latency);
 	spdk_for_each_channel_continue(i, 0);
 }
 
@@ -535,13 +557,14 @@ counted(struct spdk_io_channel_iter *i, int status)
 	struct count *count = spdk_io_channel_iter_get_ctx(i);
 
 	(void)status;
-	count->done(count->ctx, &count->sum);
+	count->done(count->ctx, &count->sums);
 	free(count);
 }
 
 void
-segmap_disk_count(struct segmap_disk *disk, void (*done)(void *ctx, const struct segmap_counters *sum), void *ctx)
+segmap_disk_count(struct segmap_disk *disk, void (*done)(void *ctx, const struct segmap_sums *sums), void *ctx)
 {
+	static const uint64_t none[2][SEGMAP_LATENCY_BUCKETS];
 	struct count *count = calloc(1, sizeof(*count));
 
 	if (count == NULL) {
@@ -550,7 +573,7 @@ segmap_disk_count(struct segmap_disk *disk, void (*done)(void *ctx, const struct
 	}
 	count->done = done;
 	count->ctx = ctx;
-	add_counters(&count->sum, &disk->past);
-	add_counters(&count->sum, &disk->engine.own.counters);
+	count->sums = disk->past;
+	add_sums(&count->sums, &disk->engine.own.counters, none);
 	spdk_for_each_channel(disk, count_channel, count, counted);
 }

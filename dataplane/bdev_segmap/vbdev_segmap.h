@@ -5,6 +5,7 @@
  * Threads. The owner is SPDK's app thread: it alone calls what the core says is the owner's, runs JSON-RPC, opens and
  * closes bdevs, and speaks with the socket's thread through messages. Each SPDK thread with I/O has a channel for each
  * disk, and one `struct segmap_thread` with its paths to the containers. Nothing here takes a lock but the socket's queue.
+ * However much waits to be said from one thread to another, it is one message of SPDK's (struct segmap_inbox).
  */
 #ifndef VBDEV_SEGMAP_H
 #define VBDEV_SEGMAP_H
@@ -14,13 +15,18 @@
 #include "spdk/bdev_module.h"
 #include "spdk/json.h"
 #include "spdk/thread.h"
+#include "spdk/util.h"
 
 #include "core/label.h"
 #include "core/plane.h"
 #include "spdk_versions.h"
+#include "vbdev_segmap_inbox.h"
 
 #define SEGMAP_PRODUCT_NAME "Segmap disk"
 #define SEGMAP_DETAIL_BYTES 128
+#define SEGMAP_LATENCY_BUCKETS 24u
+
+struct segmap_controller;
 
 /* An open bdev behind a container. It is closed when the last path to it is gone. */
 struct segmap_base {
@@ -31,8 +37,19 @@ struct segmap_base {
 	bool unmaps;
 	bool flushes;
 	bool removed; /* the bdev wants to go */
+	bool answers; /* its I/O has ended when it says so, even with a failure */
 	_Atomic(uint32_t) refs; /* the container's, and one for each path */
+	struct segmap_message gone;
+	/* Of an NVMe bdev: what it is connected with, which namespace of it, and who it was when it was bound. */
+	struct segmap_controller *controller;
+	uint32_t nsid;
+	bool labelled;
+	struct segmap_label label;
+	TAILQ_ENTRY(segmap_base) link;
 };
+
+struct segmap_unsettled;
+TAILQ_HEAD(segmap_unsettled_list, segmap_unsettled);
 
 /* A slot. `segment_count` is the label's: it counts segment 0, the label's own. */
 struct segmap_container {
@@ -40,7 +57,10 @@ struct segmap_container {
 	_Atomic(uint64_t) segment_count;
 	_Atomic(struct segmap_base *) base; /* NULL: not bound, or its bdev is gone */
 	uint64_t losses; /* how often unflushed writes may have been lost; the owner's */
-	bool volatile_cache;
+	_Atomic(uint64_t) settles; /* how often all from before had ended, whatever had become of it */
+	_Atomic(uint64_t) life; /* counts the containers that this slot has been */
+	struct segmap_unsettled_list unsettled;
+	char *origin; /* where its bdev led, and as whom; NULL: unknown */
 	bool bound;
 	bool binding;
 };
@@ -55,17 +75,32 @@ struct segmap_path {
 
 /* What a thread has, whichever disks it serves: the channel of the io_device `&g_segmap`. */
 struct segmap_thread {
+	struct segmap_inbox inbox;
+	struct spdk_poller *poller;
 	struct segmap_path *paths[SEGMAP_SLOTS];
 };
+
+/* What channels have counted. Latencies of container I/O: reads, and all else; see segmap_latency_bucket. */
+struct segmap_sums {
+	struct segmap_counters parts;
+	uint64_t latency[2][SEGMAP_LATENCY_BUCKETS];
+};
+
+struct segmap_flush;
 
 struct segmap_disk {
 	struct spdk_bdev bdev;
 	struct segmap_engine engine;
 	bool removing;
+	bool leaving; /* the bdev layer has done with it: it goes when all has settled */
 	bool gone; /* its channels are; nothing is left to be turned */
+	_Atomic(uint32_t) unsettled; /* parts */
+	_Atomic(uint32_t) drains; /* that the owner has not been told of yet */
+	struct segmap_message drained;
 	_Atomic(uint64_t) touched[SEGMAP_SLOTS / 64]; /* slots with writes since the last flush */
-	uint64_t losses_seen[SEGMAP_SLOTS]; /* of the containers, at the last flush; the owner's */
-	struct segmap_counters past; /* of channels that are gone */
+	uint64_t losses_told[SEGMAP_SLOTS]; /* of the containers, as flushes have told them; the owner's */
+	TAILQ_HEAD(, segmap_flush) flushes;
+	struct segmap_sums past; /* of channels that are gone */
 	TAILQ_ENTRY(segmap_disk) link;
 };
 
@@ -80,6 +115,8 @@ struct segmap_disk_channel {
 	struct segmap_thread *paths;
 	uint64_t io_tag; /* the last one given; tags are unique at the target */
 	struct segmap_io_list ended; /* wait for a turn of the thread's loop: nothing ends inside its own submission */
+	struct segmap_message ended_message;
+	uint64_t latency[2][SEGMAP_LATENCY_BUCKETS];
 };
 
 /* One host I/O; the driver context of a bdev_io. It has one part at a time. */
@@ -91,14 +128,17 @@ struct segmap_io {
 	uint64_t end;
 	enum segmap_status status;
 	bool drained;
+	bool settled;
+	struct segmap_message message;
 	struct spdk_bdev_io_wait_entry wait;
 	TAILQ_ENTRY(segmap_io) link;
 };
 
 struct segmap_target {
 	struct segmap_plane plane;
-	struct spdk_thread *owner;
+	struct segmap_inbox inbox; /* the owner's */
 	struct spdk_poller *ticker;
+	uint64_t us_per_tick; /* as a fraction of 2^32 */
 	bool stopping; /* nothing stays parked any more */
 	struct spdk_io_channel *owner_channel;
 	struct segmap_container containers[SEGMAP_SLOTS];
@@ -108,11 +148,24 @@ struct segmap_target {
 extern struct segmap_target g_segmap;
 extern struct spdk_bdev_module g_segmap_module;
 
+/* Bucket 0: less than 1 us; each other one: less than twice as long as the one before; the last one: the rest. */
+static inline uint32_t
+segmap_latency_bucket(uint64_t ticks)
+{
+	uint64_t us = ticks * g_segmap.us_per_tick >> 32;
+
+	return us == 0 ? 0 : spdk_min(64u - (uint32_t)__builtin_clzll(us), SEGMAP_LATENCY_BUCKETS - 1);
+}
+
 /* CLOCK_MONOTONIC in nanoseconds. */
 uint64_t segmap_now_ns(void);
 
-/* Send a message that must arrive: the process ends rather than lose one. */
-void segmap_send(struct spdk_thread *thread, spdk_msg_fn fn, void *ctx);
+/* Have the owner call `fn`. `message` is in use until then. */
+static inline void
+segmap_tell_owner(struct segmap_message *message, spdk_msg_fn fn, void *ctx)
+{
+	segmap_inbox_put(&g_segmap.inbox, message, fn, ctx);
+}
 
 /* ---- vbdev_segmap.c: disks, on the owner's thread ---- */
 
@@ -135,7 +188,9 @@ void segmap_disk_delete(struct segmap_disk *disk, spdk_bdev_unregister_cb done, 
 void segmap_disk_write_info(struct segmap_disk *disk, struct spdk_json_write_ctx *w);
 int segmap_disk_resize(struct segmap_disk *disk, uint64_t segment_count);
 /* Calls `done` with the sum of all channels' counters. */
-void segmap_disk_count(struct segmap_disk *disk, void (*done)(void *ctx, const struct segmap_counters *sum), void *ctx);
+void segmap_disk_count(struct segmap_disk *disk, void (*done)(void *ctx, const struct segmap_sums *sums), void *ctx);
+/* All that was unsettled may have settled: let the disk go if it is to. */
+void segmap_disk_settled(struct segmap_disk *disk);
 /* True if the table's segments and blocks can lie in these containers; else `detail` says in which not. */
 bool segmap_slots_fit(const struct segmap_geometry *geometry, const struct segmap_slots *slots, char *detail);
 
@@ -162,6 +217,9 @@ int segmap_base_open(const char *name, uint32_t slot, struct segmap_base **base)
 void segmap_base_close(struct segmap_base *base);
 /* The container has lost its base, or gives it up. */
 void segmap_container_lose(struct segmap_container *container);
+/* One reference to a base more, or one fewer. */
+void segmap_base_ref(struct segmap_base *base);
+void segmap_base_unref(struct segmap_base *base);
 
 static inline void
 segmap_path_hold(struct segmap_path *path)
@@ -169,7 +227,33 @@ segmap_path_hold(struct segmap_path *path)
 	path->inflight++;
 }
 
+/* ---- vbdev_segmap_nvme.c: connections with containers ---- */
+
+/* The base has been opened, or is about to be closed. */
+int segmap_base_connect(struct segmap_base *base);
+void segmap_base_disconnect(struct segmap_base *base);
+/* How often the base's connection has been lost, and whether it is up. */
+uint64_t segmap_base_disconnects(const struct segmap_base *base);
+/* The container has become this base: I/O after a lost connection waits until its label has been read again. */
+void segmap_base_label(struct segmap_base *base, const struct segmap_label *label);
+/* Where the base leads and as whom, to be freed; NULL if unknown, or out of memory. */
+char *segmap_base_origin(const struct segmap_base *base);
+
+/* ---- vbdev_segmap_unsettled.c: I/O that has failed and may still be done ---- */
+
+/* True if what failed may still be done by the container. */
+bool segmap_may_still_land(const struct segmap_base *base, const struct spdk_bdev_io *base_io);
+/* The part of this I/O may: barriers wait for it, whatever becomes of the I/O. On the channel's thread. */
+void segmap_unsettle(struct segmap_io *io);
+/* Nothing from before is being done in the container any more. The owner's. */
+void segmap_container_settle(struct segmap_container *container);
+/* The process ends: nobody asks any more. The owner's. */
+void segmap_settle_all(void);
+
 /* ---- vbdev_segmap_flush.c ---- */
+
+/* The table lists this slot from now on: what was lost there before is none of the disk's business. */
+void segmap_watch_slot(struct segmap_disk *disk, uint32_t slot);
 
 /* Flush what the table lists and what the disk has written to; then complete the part. On the owner's thread. */
 void segmap_flush(struct segmap_io *io);

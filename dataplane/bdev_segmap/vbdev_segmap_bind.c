@@ -3,8 +3,9 @@
  * BIND_SLOT and UNBIND_SLOT: a bdev becomes a container, once its label says so (design: containers are who they say).
  *
  * INITIALIZE writes the label, and refuses a bdev that holds something: another container's label, or bytes in its first
- * or last segment. FORCE writes over it. A slot is bound by one request at a time; a slot whose bdev was lost may be
- * bound again to the same container.
+ * or last segment. FORCE writes over it. RENEW writes a verified label anew, with the store's newer generation. A slot is
+ * bound by one request at a time; a slot whose bdev was lost may be bound again to the same container. What that had not
+ * ended when it was lost has ended if the bdev leads to the same place, as the same host.
  */
 #include "vbdev_segmap_socket.h"
 
@@ -22,6 +23,8 @@ struct bind {
 	struct segmap_label wanted;
 	uint32_t slot;
 	uint32_t flags;
+	bool opened; /* by this request: the container has no base yet */
+	uint64_t disconnects;
 	uint8_t *buffer;
 	uint64_t at; /* bytes: the scan for foreign data */
 	uint64_t until;
@@ -43,10 +46,15 @@ static void
 fail(struct bind *bind, enum segmap_status status, const char *detail)
 {
 	struct segmap_base *base = bind->base;
+	bool opened = bind->opened;
 
 	segmap_answer(bind->request, status, detail);
 	free_bind(bind);
-	segmap_base_close(base);
+	if (opened) {
+		segmap_base_close(base);
+	} else {
+		segmap_base_unref(base);
+	}
 }
 
 static void
@@ -77,15 +85,34 @@ read_bytes(struct bind *bind, uint64_t offset, uint64_t length, void (*next)(str
 	begun(bind, spdk_bdev_read(bind->base->desc, bind->channel, bind->buffer, offset, length, io_done, bind));
 }
 
+/* The container is this base from now on. What comes from before has ended if it leads where the last one led, or if
+ * the controller knows that the process which the last one led to is over. */
+static void
+adopt(struct segmap_container *container, struct segmap_base *base, bool ended)
+{
+	char *origin = segmap_base_origin(base);
+
+	if (ended || (origin != NULL && container->origin != NULL && strcmp(origin, container->origin) == 0)) {
+		segmap_container_settle(container);
+	}
+	free(container->origin);
+	container->origin = origin;
+	atomic_store(&container->base, base);
+}
+
 static void
 bound(struct bind *bind)
 {
 	struct segmap_container *container = bind->container;
 	struct segmap_base *base = bind->base;
-	bool cache = spdk_bdev_has_write_cache(base->bdev);
+	bool cache = spdk_bdev_has_write_cache(base->bdev), opened = bind->opened;
 
-	if (base->removed) {
+	if (base->removed || (!opened && atomic_load(&container->base) != base)) {
 		fail(bind, SEGMAP_STATUS_NOT_FOUND, "the bdev was removed meanwhile");
+		return;
+	}
+	if (segmap_base_disconnects(base) != bind->disconnects) {
+		fail(bind, SEGMAP_STATUS_IO_ERROR, "the connection of the bdev was lost meanwhile");
 		return;
 	}
 	if (segmap_plane_bind_slot(&g_segmap.plane, bind->slot, bind->wanted.container) != SEGMAP_STATUS_OK) {
@@ -94,10 +121,16 @@ bound(struct bind *bind)
 	}
 	container->label = bind->wanted;
 	container->bound = true;
+	segmap_base_label(base, &bind->wanted);
 	atomic_store(&container->segment_count, bind->wanted.segment_count);
-	atomic_store(&container->base, base);
+	if (opened) {
+		adopt(container, base, (bind->flags & SEGMAP_ATTACH_ENDED) != 0);
+	}
 	segmap_answer_attached(bind->request, bind->wanted.segment_count, base->block_size, cache);
 	free_bind(bind);
+	if (!opened) {
+		segmap_base_unref(base);
+	}
 }
 
 static void
@@ -171,6 +204,18 @@ initialise(struct bind *bind, const struct segmap_label *found)
 	}
 }
 
+/* The label found is the right one. */
+static void
+renew(struct bind *bind, const struct segmap_label *found)
+{
+	if ((bind->flags & SEGMAP_ATTACH_RENEW) != 0 && found->generation < bind->wanted.generation) {
+		write_label(bind);
+	} else {
+		bind->wanted = *found;
+		bound(bind);
+	}
+}
+
 static void
 label_read(struct bind *bind)
 {
@@ -188,8 +233,7 @@ label_read(struct bind *bind)
 		fail(bind, SEGMAP_STATUS_LABEL_MISMATCH, why);
 		return;
 	}
-	bind->wanted = found;
-	bound(bind);
+	renew(bind, &found);
 }
 
 /* The label that the request describes; a segment count of 0 means: as many as there are. */
@@ -212,24 +256,39 @@ want_label(const struct segmap_wire_bind_slot *body, struct spdk_bdev *bdev, str
 									      SEGMAP_STATUS_OUT_OF_RANGE;
 }
 
-/* The slot has its bdev already: the same request again finds that out. */
-static void
-answer_bound(struct segmap_frame *request, const struct segmap_container *container, const struct segmap_base *base,
-	     const struct segmap_label *wanted)
+static const char *
+open_failure(int rc)
 {
-	const char *why = segmap_label_verify(wanted, &container->label);
-
-	if (why != NULL) {
-		segmap_answer(request, SEGMAP_STATUS_LABEL_MISMATCH, why);
-	} else {
-		segmap_answer_attached(request, container->label.segment_count, base->block_size,
-				       spdk_bdev_has_write_cache(base->bdev));
+	switch (rc) {
+	case -ENOTSUP:
+		return "bdevs with metadata cannot be containers";
+	case -ENOMEM:
+		return "out of memory";
+	default:
+		return "the bdev is claimed already, or cannot be opened";
 	}
 }
 
+static enum segmap_status
+open_status(int rc)
+{
+	switch (rc) {
+	case -EBUSY:
+	case -EPERM:
+		return SEGMAP_STATUS_BUSY;
+	case -ENOTSUP:
+		return SEGMAP_STATUS_UNSUPPORTED;
+	case -ENOMEM:
+		return SEGMAP_STATUS_LIMIT;
+	default:
+		return SEGMAP_STATUS_NOT_FOUND;
+	}
+}
+
+/* Read the label of the base, which the container has already, or of one that is opened for it. */
 static void
 begin(struct segmap_frame *request, const struct segmap_wire_bind_slot *body, const char *bdev_name,
-      const struct segmap_label *wanted)
+      const struct segmap_label *wanted, struct segmap_base *base)
 {
 	struct bind *bind = calloc(1, sizeof(*bind));
 	int rc;
@@ -238,22 +297,24 @@ begin(struct segmap_frame *request, const struct segmap_wire_bind_slot *body, co
 		segmap_answer(request, SEGMAP_STATUS_LIMIT, "out of memory");
 		return;
 	}
-	rc = segmap_base_open(bdev_name, body->slot, &bind->base);
+	bind->opened = base == NULL;
+	bind->base = base;
+	rc = base == NULL ? segmap_base_open(bdev_name, body->slot, &bind->base) : 0;
 	if (rc != 0) {
 		free(bind);
-		segmap_answer(request,
-			      rc == -EBUSY || rc == -EPERM ? SEGMAP_STATUS_BUSY :
-			      rc == -ENOTSUP ? SEGMAP_STATUS_UNSUPPORTED : SEGMAP_STATUS_NOT_FOUND,
-			      rc == -ENOTSUP ? "bdevs with metadata cannot be containers" :
-					       "the bdev is claimed already, or cannot be opened");
+		segmap_answer(request, open_status(rc), open_failure(rc));
 		return;
+	}
+	if (base != NULL) {
+		segmap_base_ref(base);
 	}
 	bind->request = request;
 	bind->container = &g_segmap.containers[body->slot];
 	bind->container->binding = true;
 	bind->slot = body->slot;
-	bind->flags = body->flags;
+	bind->flags = base == NULL ? body->flags : body->flags & SEGMAP_ATTACH_RENEW;
 	bind->wanted = *wanted;
+	bind->disconnects = segmap_base_disconnects(bind->base);
 	bind->channel = spdk_bdev_get_io_channel(bind->base->desc);
 	bind->buffer = spdk_dma_zmalloc(CHUNK_BYTES, SEGMAP_LABEL_BYTES, NULL);
 	if (bind->channel == NULL || bind->buffer == NULL) {
@@ -291,10 +352,8 @@ segmap_bind_slot(struct segmap_frame *request, const struct segmap_wire_bind_slo
 	status = want_label(body, bdev, &wanted);
 	if (status != SEGMAP_STATUS_OK) {
 		segmap_answer(request, status, "the bdev cannot be cut like this");
-	} else if (base != NULL) {
-		answer_bound(request, container, base, &wanted);
 	} else {
-		begin(request, body, bdev_name, &wanted);
+		begin(request, body, bdev_name, &wanted, base);
 	}
 }
 
@@ -308,6 +367,10 @@ segmap_unbind_slot(struct segmap_frame *request, uint32_t slot)
 		segmap_answer(request, SEGMAP_STATUS_BUSY, "the slot is being bound");
 		return;
 	}
+	if (!TAILQ_EMPTY(&container->unsettled)) {
+		segmap_answer(request, SEGMAP_STATUS_BUSY, "I/O that was lost there may still be done");
+		return;
+	}
 	status = segmap_plane_unbind_slot(&g_segmap.plane, slot);
 	if (status != SEGMAP_STATUS_OK) {
 		segmap_answer(request, status, status == SEGMAP_STATUS_BUSY ? "the slot is in use" :
@@ -315,6 +378,9 @@ segmap_unbind_slot(struct segmap_frame *request, uint32_t slot)
 		return;
 	}
 	container->bound = false;
+	atomic_fetch_add(&container->life, 1);
 	segmap_container_lose(container);
+	free(container->origin);
+	container->origin = NULL;
 	segmap_answer(request, SEGMAP_STATUS_OK, "");
 }

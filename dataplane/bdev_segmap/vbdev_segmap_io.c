@@ -89,7 +89,7 @@ end_later(struct segmap_io *io)
 
 	TAILQ_INSERT_TAIL(&channel->ended, io, link);
 	if (first) {
-		segmap_send(channel->thread, complete_ended, channel);
+		segmap_inbox_put(&channel->paths->inbox, &channel->ended_message, complete_ended, channel);
 	}
 }
 
@@ -121,6 +121,18 @@ fill_zeroes(struct segmap_io *io)
 /* ---- messages to the owner, and back ---- */
 
 static void
+ask_owner(struct segmap_io *io, spdk_msg_fn fn)
+{
+	segmap_tell_owner(&io->message, fn, io);
+}
+
+static void
+tell_thread(struct segmap_io *io, spdk_msg_fn fn)
+{
+	segmap_inbox_put(&io->channel->paths->inbox, &io->message, fn, io);
+}
+
+static void
 owner_submit(void *ctx)
 {
 	struct segmap_io *io = ctx;
@@ -135,7 +147,7 @@ owner_complete(void *ctx)
 	struct segmap_engine *engine = &io->channel->disk->engine;
 	bool drained = io->drained;
 
-	segmap_engine_complete(engine, &io->part, true, segmap_now_ns());
+	segmap_engine_complete(engine, &io->part, io->settled, segmap_now_ns());
 	if (drained) {
 		segmap_engine_drained(engine);
 	}
@@ -144,7 +156,11 @@ owner_complete(void *ctx)
 static void
 owner_drained(void *ctx)
 {
-	segmap_engine_drained(ctx);
+	struct segmap_disk *disk = ctx;
+
+	for (uint32_t drains = atomic_exchange(&disk->drains, 0); drains > 0; drains--) {
+		segmap_engine_drained(&disk->engine);
+	}
 }
 
 static void
@@ -160,7 +176,11 @@ owner_withdraw(void *ctx)
 static void
 tell_drained(struct segmap_io *io)
 {
-	segmap_send(g_segmap.owner, owner_drained, &io->channel->disk->engine);
+	struct segmap_disk *disk = io->channel->disk;
+
+	if (atomic_fetch_add(&disk->drains, 1) == 0) {
+		segmap_tell_owner(&disk->drained, owner_drained, disk);
+	}
 }
 
 /* The container I/O of the part has ended; or none could be begun, and this is still its submission. */
@@ -170,10 +190,10 @@ container_done(struct segmap_io *io, enum segmap_status status, bool inside_subm
 	struct segmap_disk_channel *channel = io->channel;
 	bool drained;
 
-	if (segmap_channel_complete(&channel->core, &io->part, status, true, now_ticks(channel), &drained) ==
+	if (segmap_channel_complete(&channel->core, &io->part, status, io->settled, now_ticks(channel), &drained) ==
 	    SEGMAP_STEP_ASK_OWNER) {
 		io->drained = drained;
-		segmap_send(g_segmap.owner, owner_complete, io);
+		ask_owner(io, owner_complete);
 		return;
 	}
 	if (spdk_unlikely(drained)) {
@@ -184,11 +204,41 @@ container_done(struct segmap_io *io, enum segmap_status status, bool inside_subm
 
 /* ---- container I/O ---- */
 
+/* Remember that the slot has writes that only a flush makes safe. */
+static void
+touch(struct segmap_disk *disk, uint32_t slot)
+{
+	_Atomic(uint64_t) *word = &disk->touched[slot / 64];
+	uint64_t bit = UINT64_C(1) << (slot % 64);
+
+	if (spdk_unlikely((atomic_load_explicit(word, memory_order_relaxed) & bit) == 0)) {
+		atomic_fetch_or(word, bit);
+	}
+}
+
+/* To a turn of the thread's loop: this costs no look at the clock. */
+static void
+note_latency(struct segmap_io *io, uint64_t since_ticks)
+{
+	struct segmap_disk_channel *channel = io->channel;
+	uint64_t now = now_ticks(channel), ticks = now > since_ticks ? now - since_ticks : 0;
+
+	channel->latency[io->part.operation != SEGMAP_OPERATION_READ][segmap_latency_bucket(ticks)]++;
+}
+
 static void
 base_io_done(struct spdk_bdev_io *base_io, bool success, void *ctx)
 {
 	struct segmap_io *io = ctx;
 
+	if (spdk_likely(success)) {
+		note_latency(io, spdk_bdev_io_get_submit_tsc(base_io));
+		if (io->part.operation != SEGMAP_OPERATION_READ) {
+			touch(io->channel->disk, segmap_slot_of(io->part.entry));
+		}
+	} else if (io->part.operation != SEGMAP_OPERATION_READ && segmap_may_still_land(io->path->base, base_io)) {
+		segmap_unsettle(io);
+	}
 	spdk_bdev_free_io(base_io);
 	segmap_path_release(io->path);
 	container_done(io, success ? SEGMAP_STATUS_OK : SEGMAP_STATUS_IO_ERROR, false);
@@ -210,7 +260,7 @@ try_again_owned(void *ctx)
 	struct segmap_io *io = ctx;
 
 	segmap_path_release(io->path);
-	segmap_send(g_segmap.owner, owner_withdraw, io);
+	ask_owner(io, owner_withdraw);
 }
 
 static void
@@ -233,7 +283,7 @@ wait_for_memory(struct segmap_io *io)
 	rc = spdk_bdev_queue_io_wait(path->base->bdev, path->channel, &io->wait);
 	if (rc != 0) {
 		/* There is memory again already. */
-		segmap_send(channel->thread, io->wait.cb_fn, io);
+		tell_thread(io, io->wait.cb_fn);
 	}
 }
 
@@ -257,18 +307,6 @@ submit_to_base(struct segmap_io *io, uint64_t offset, uint64_t count)
 		return spdk_bdev_write_zeroes_blocks(desc, path->channel, offset, count, base_io_done, io);
 	default:
 		return -ENOTSUP;
-	}
-}
-
-/* Remember that the slot has writes that only a flush makes safe. */
-static void
-touch(struct segmap_disk *disk, uint32_t slot)
-{
-	_Atomic(uint64_t) *word = &disk->touched[slot / 64];
-	uint64_t bit = UINT64_C(1) << (slot % 64);
-
-	if (spdk_unlikely((atomic_load_explicit(word, memory_order_relaxed) & bit) == 0)) {
-		atomic_fetch_or(word, bit);
 	}
 }
 
@@ -340,7 +378,7 @@ follow(struct segmap_io *io)
 		part_ended(io, true);
 		return;
 	case SEGMAP_STEP_ASK_OWNER:
-		segmap_send(g_segmap.owner, owner_submit, io);
+		ask_owner(io, owner_submit);
 		return;
 	}
 }
@@ -359,6 +397,7 @@ begin(struct spdk_io_channel *channel, struct spdk_bdev_io *bdev_io, enum segmap
 
 	io->channel = spdk_io_channel_get_ctx(channel);
 	io->status = SEGMAP_STATUS_OK;
+	io->settled = true;
 	io->part.operation = operation;
 	io->part.io = (void *)(uintptr_t)++io->channel->io_tag;
 	io->part.owner = io->channel;
@@ -375,11 +414,12 @@ begin_flush(struct spdk_io_channel *channel, struct spdk_bdev_io *bdev_io)
 
 	io->channel = spdk_io_channel_get_ctx(channel);
 	io->status = SEGMAP_STATUS_OK;
+	io->settled = true;
 	io->at = io->end = 0;
 	segmap_part_init(&io->part, SEGMAP_OPERATION_FLUSH, SEGMAP_NO_SEGMENT, 0, 0);
 	io->part.io = (void *)(uintptr_t)++io->channel->io_tag;
 	io->part.owner = io->channel;
-	segmap_send(g_segmap.owner, owner_submit, io);
+	ask_owner(io, owner_submit);
 }
 
 static void
@@ -407,7 +447,7 @@ owner_reset(void *ctx)
 
 	segmap_engine_reset(&io->channel->disk->engine, NULL);
 	io->status = SEGMAP_STATUS_OK;
-	segmap_send(io->channel->thread, complete_on_thread, io);
+	tell_thread(io, complete_on_thread);
 }
 
 /* part.io is the tag of the I/O to drop: if that has ended meanwhile, it points out nothing. */
@@ -420,7 +460,7 @@ owner_abort(void *ctx)
 
 	segmap_engine_abort(engine, io->part.io);
 	io->status = engine->parked < parked ? SEGMAP_STATUS_OK : SEGMAP_STATUS_NOT_FOUND;
-	segmap_send(io->channel->thread, complete_on_thread, io);
+	tell_thread(io, complete_on_thread);
 }
 
 static void
@@ -431,7 +471,7 @@ begin_abort(struct spdk_io_channel *channel, struct spdk_bdev_io *bdev_io)
 
 	io->channel = spdk_io_channel_get_ctx(channel);
 	io->part.io = target->part.io;
-	segmap_send(g_segmap.owner, owner_abort, io);
+	ask_owner(io, owner_abort);
 }
 
 void
@@ -459,7 +499,7 @@ segmap_submit_request(struct spdk_io_channel *channel, struct spdk_bdev_io *bdev
 		return;
 	case SPDK_BDEV_IO_TYPE_RESET:
 		((struct segmap_io *)bdev_io->driver_ctx)->channel = spdk_io_channel_get_ctx(channel);
-		segmap_send(g_segmap.owner, owner_reset, bdev_io->driver_ctx);
+		ask_owner((struct segmap_io *)bdev_io->driver_ctx, owner_reset);
 		return;
 	case SPDK_BDEV_IO_TYPE_ABORT:
 		begin_abort(channel, bdev_io);
@@ -480,7 +520,7 @@ forward_owned(void *ctx)
 
 	/* Meanwhile the lease may have ended: then it has not begun after all, and the owner decides again. */
 	if (io->part.begun_epoch != segmap_lease_epoch(lease) || spdk_get_ticks() >= atomic_load(&lease->until_ticks)) {
-		segmap_send(g_segmap.owner, owner_withdraw, io);
+		ask_owner(io, owner_withdraw);
 		return;
 	}
 	forward(io);
@@ -512,9 +552,9 @@ segmap_effect_forward(void *ctx, struct segmap_part *part)
 
 	(void)ctx;
 	if (part->operation == SEGMAP_OPERATION_FLUSH) {
-		segmap_send(g_segmap.owner, flush_owned, io);
+		ask_owner(io, flush_owned);
 	} else {
-		segmap_send(io->channel->thread, forward_owned, io);
+		tell_thread(io, forward_owned);
 	}
 }
 
@@ -522,12 +562,12 @@ void
 segmap_effect_zeroes(void *ctx, struct segmap_part *part)
 {
 	(void)ctx;
-	segmap_send(((struct segmap_io *)part)->channel->thread, zeroes_owned, part);
+	tell_thread((struct segmap_io *)part, zeroes_owned);
 }
 
 void
 segmap_effect_complete(void *ctx, struct segmap_part *part)
 {
 	(void)ctx;
-	segmap_send(((struct segmap_io *)part)->channel->thread, complete_owned, part);
+	tell_thread((struct segmap_io *)part, complete_owned);
 }

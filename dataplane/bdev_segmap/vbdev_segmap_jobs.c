@@ -29,6 +29,7 @@ struct job {
 	uint32_t current; /* the piece under way; beyond the last one, its slots are flushed */
 	uint64_t done_bytes; /* of it */
 	uint32_t flushed; /* slots below this one */
+	bool begun; /* some I/O has */
 	struct segmap_slots written;
 	uint64_t losses[SEGMAP_SLOTS];
 	uint8_t *buffer;
@@ -40,6 +41,7 @@ struct job {
 static TAILQ_HEAD(, job) g_waiting = TAILQ_HEAD_INITIALIZER(g_waiting);
 static struct job *g_current;
 static uint32_t g_jobs;
+static bool g_starting;
 
 static void advance(struct job *job);
 static void start_next(void *ctx);
@@ -53,14 +55,30 @@ free_job(struct job *job)
 	g_jobs--;
 }
 
+/* The next one begins at the next turn of the loop. */
+static void
+start_soon(void)
+{
+	static struct segmap_message message;
+
+	if (!g_starting) {
+		g_starting = true;
+		segmap_tell_owner(&message, start_next, NULL);
+	}
+}
+
+/* Once I/O has begun, only these two say so: with any other status no segment was touched. */
 static void
 end(struct job *job, enum segmap_status status, const char *detail)
 {
+	if (job->begun && status != SEGMAP_STATUS_OK && status != SEGMAP_STATUS_LEASE_EXPIRED) {
+		status = SEGMAP_STATUS_IO_ERROR;
+	}
 	status = segmap_plane_end_job(&g_segmap.plane, &job->core, status, segmap_now_ns());
 	segmap_answer(job->request, status, detail);
 	g_current = NULL;
 	free_job(job);
-	segmap_send(g_segmap.owner, start_next, NULL);
+	start_soon();
 }
 
 static void
@@ -98,7 +116,9 @@ begin_io(struct job *job, uint32_t slot, void (*next)(struct job *job))
 static void
 begun(struct job *job, int rc)
 {
-	if (rc != 0) {
+	if (rc == 0) {
+		job->begun = true;
+	} else {
 		segmap_path_release(job->path);
 		end(job, rc == -ENOMEM ? SEGMAP_STATUS_BUSY : SEGMAP_STATUS_IO_ERROR,
 		    "an I/O of a container could not be begun");
@@ -182,6 +202,21 @@ zero(struct job *job)
 	}
 }
 
+static void flush(struct job *job);
+
+/* What was written before may have been lost until its flush ended. */
+static void
+slot_flushed(struct job *job)
+{
+	uint32_t slot = job->flushed++;
+
+	if (g_segmap.containers[slot].losses != job->losses[slot]) {
+		end(job, SEGMAP_STATUS_IO_ERROR, "a container may have lost writes");
+	} else {
+		flush(job);
+	}
+}
+
 /* Flush the next written slot, or end the job. */
 static void
 flush(struct job *job)
@@ -195,17 +230,13 @@ flush(struct job *job)
 		end(job, SEGMAP_STATUS_OK, "");
 		return;
 	}
-	if (g_segmap.containers[job->flushed].losses != job->losses[job->flushed]) {
-		end(job, SEGMAP_STATUS_IO_ERROR, "a container may have lost writes");
-		return;
-	}
-	path = begin_io(job, job->flushed++, flush);
+	path = begin_io(job, job->flushed, slot_flushed);
 	if (path == NULL) {
 		return;
 	}
 	if (!path->base->flushes) {
 		segmap_path_release(path);
-		flush(job);
+		slot_flushed(job);
 		return;
 	}
 	begun(job, spdk_bdev_flush_blocks(path->base->desc, path->channel, 0, spdk_bdev_get_num_blocks(path->base->bdev),
@@ -278,7 +309,7 @@ start(struct job *job)
 	if (status != SEGMAP_STATUS_OK) {
 		segmap_answer(job->request, status, "");
 		free_job(job);
-		segmap_send(g_segmap.owner, start_next, NULL);
+		start_soon();
 		return;
 	}
 	g_current = job;
@@ -299,6 +330,7 @@ start_next(void *ctx)
 	struct job *job = TAILQ_FIRST(&g_waiting);
 
 	(void)ctx;
+	g_starting = false;
 	if (g_current == NULL && job != NULL) {
 		TAILQ_REMOVE(&g_waiting, job, link);
 		start(job);
@@ -347,7 +379,7 @@ enqueue(struct job *job)
 		}
 	}
 	TAILQ_INSERT_TAIL(&g_waiting, job, link);
-	start_next(NULL);
+	start_soon();
 }
 
 void

@@ -233,9 +233,10 @@ static enum outcome
 on_table_slots(struct message *message)
 {
 	const struct segmap_wire_table_slots *body = take(message, sizeof(*body));
-	const struct segmap_engine *engine = segmap_plane_find(&g_segmap.plane, message->header->table);
+	struct segmap_engine *engine = segmap_plane_find(&g_segmap.plane, message->header->table);
 	struct segmap_stamp stamp = stamp_of(message);
-	struct segmap_slots slots = { { 0 } };
+	struct segmap_slots slots = { { 0 } }, before;
+	enum segmap_status status;
 	const uint64_t *numbers;
 	char detail[SEGMAP_DETAIL_BYTES] = "";
 
@@ -255,9 +256,14 @@ on_table_slots(struct message *message)
 	if (engine != NULL && !segmap_slots_fit(&engine->geometry, &slots, detail)) {
 		return answer(message, SEGMAP_STATUS_FORBIDDEN, detail);
 	}
-	return answer(message,
-		      segmap_plane_table_slots(&g_segmap.plane, &stamp, message->header->table, &slots,
-					       segmap_now_ns()), "");
+	before = engine != NULL ? engine->slots : slots;
+	status = segmap_plane_table_slots(&g_segmap.plane, &stamp, message->header->table, &slots, segmap_now_ns());
+	for (uint32_t slot = 0; status == SEGMAP_STATUS_OK && slot < SEGMAP_SLOTS; slot++) {
+		if (segmap_slots_have(&slots, slot) && !segmap_slots_have(&before, slot)) {
+			segmap_watch_slot(SPDK_CONTAINEROF(engine, struct segmap_disk, engine), slot);
+		}
+	}
+	return answer(message, status, "");
 }
 
 /* Each record with the entries it takes; false if the entries are not exactly used up, or short. */
@@ -534,7 +540,9 @@ on_bind_slot(struct message *message)
 	}
 	text = take_array(message, body->bdev_name_length, 1, SEGMAP_WIRE_NAME_BYTES_MAX);
 	if (!is_whole(message) || memchr(text, '\0', body->bdev_name_length) != NULL ||
-	    body->slot > SEGMAP_WIRE_SLOT_MAX || (body->flags & ~(SEGMAP_ATTACH_INITIALIZE | SEGMAP_ATTACH_FORCE)) != 0) {
+	    body->slot > SEGMAP_WIRE_SLOT_MAX ||
+	    (body->flags & ~(SEGMAP_ATTACH_INITIALIZE | SEGMAP_ATTACH_FORCE | SEGMAP_ATTACH_RENEW |
+			     SEGMAP_ATTACH_ENDED)) != 0) {
 		return PROTOCOL;
 	}
 	memcpy(name, text, body->bdev_name_length);

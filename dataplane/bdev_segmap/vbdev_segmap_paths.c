@@ -9,7 +9,9 @@
 #include "vbdev_segmap.h"
 
 #include "spdk/log.h"
+#include "spdk/util.h"
 
+#define POLL_US 10000
 #define CLAIM_KEY UINT64_C(0x5345474d4150)
 
 static void
@@ -17,15 +19,22 @@ base_gone(void *ctx)
 {
 	struct segmap_base *base = ctx;
 
+	segmap_base_disconnect(base);
 	spdk_bdev_close(base->desc);
 	free(base);
 }
 
-static void
-base_unref(struct segmap_base *base)
+void
+segmap_base_ref(struct segmap_base *base)
+{
+	atomic_fetch_add(&base->refs, 1);
+}
+
+void
+segmap_base_unref(struct segmap_base *base)
 {
 	if (atomic_fetch_sub(&base->refs, 1) == 1) {
-		segmap_send(g_segmap.owner, base_gone, base);
+		segmap_tell_owner(&base->gone, base_gone, base);
 	}
 }
 
@@ -34,7 +43,7 @@ path_free(struct segmap_path *path)
 {
 	assert(path->inflight == 0);
 	spdk_put_io_channel(path->channel);
-	base_unref(path->base);
+	segmap_base_unref(path->base);
 	free(path);
 }
 
@@ -52,7 +61,7 @@ path_open(struct segmap_base *base)
 		return NULL;
 	}
 	path->base = base;
-	atomic_fetch_add(&base->refs, 1);
+	segmap_base_ref(base);
 	return path;
 }
 
@@ -81,12 +90,23 @@ segmap_path_release(struct segmap_path *path)
 	}
 }
 
+static int
+poll_inbox(void *ctx)
+{
+	segmap_inbox_poll(ctx);
+	return SPDK_POLLER_IDLE;
+}
+
 int
 segmap_thread_create(void *io_device, void *ctx)
 {
+	struct segmap_thread *thread = ctx;
+
 	(void)io_device;
-	memset(ctx, 0, sizeof(struct segmap_thread));
-	return 0;
+	memset(thread, 0, sizeof(*thread));
+	segmap_inbox_init(&thread->inbox);
+	thread->poller = spdk_poller_register(poll_inbox, &thread->inbox, POLL_US);
+	return thread->poller != NULL ? 0 : -ENOMEM;
 }
 
 void
@@ -95,6 +115,7 @@ segmap_thread_destroy(void *io_device, void *ctx)
 	struct segmap_thread *thread = ctx;
 
 	(void)io_device;
+	spdk_poller_unregister(&thread->poller);
 	for (uint32_t slot = 0; slot < SEGMAP_SLOTS; slot++) {
 		if (thread->paths[slot] != NULL) {
 			path_free(thread->paths[slot]);
@@ -129,7 +150,7 @@ static void
 paths_closed(struct spdk_io_channel_iter *i, int status)
 {
 	(void)status;
-	base_unref(spdk_io_channel_iter_get_ctx(i));
+	segmap_base_unref(spdk_io_channel_iter_get_ctx(i));
 }
 
 void
@@ -144,7 +165,7 @@ segmap_container_lose(struct segmap_container *container)
 	struct segmap_base *base = atomic_exchange(&container->base, NULL);
 
 	if (base != NULL) {
-		container->losses++;
+		container->losses += spdk_bdev_has_write_cache(base->bdev);
 		segmap_base_close(base);
 	}
 }
@@ -174,6 +195,21 @@ claim(struct spdk_bdev_desc *desc)
 	snprintf(opts.name, sizeof(opts.name), "segmap");
 	opts.shared_claim_key = CLAIM_KEY;
 	return spdk_bdev_module_claim_bdev_desc(desc, SPDK_BDEV_CLAIM_READ_MANY_WRITE_SHARED, &opts, &g_segmap_module);
+}
+
+/* These do their I/O themselves, here: it has ended when they say so. Others may speak of a lost connection. */
+static bool
+is_local(const struct spdk_bdev *bdev)
+{
+	static const char *const modules[] = { "aio", "malloc", "null", "uring" };
+	const char *module = spdk_bdev_get_module_name(bdev);
+
+	for (size_t i = 0; i < SPDK_COUNTOF(modules); i++) {
+		if (strcmp(module, modules[i]) == 0) {
+			return true;
+		}
+	}
+	return false;
 }
 
 static bool
@@ -209,9 +245,13 @@ segmap_base_open(const char *name, uint32_t slot, struct segmap_base **opened)
 		goto close_desc;
 	}
 	rc = is_container(base->bdev) ? -EBUSY : claim(base->desc);
+	if (rc == 0) {
+		rc = segmap_base_connect(base);
+	}
 	if (rc != 0) {
 		goto close_desc;
 	}
+	base->answers = is_local(base->bdev);
 	base->block_size = spdk_bdev_get_block_size(base->bdev);
 	base->unmaps = spdk_bdev_io_type_supported(base->bdev, SPDK_BDEV_IO_TYPE_UNMAP);
 	base->flushes = spdk_bdev_io_type_supported(base->bdev, SPDK_BDEV_IO_TYPE_FLUSH);

@@ -294,9 +294,38 @@ write_entries(const struct segmap_disk *disk, struct spdk_json_write_ctx *w)
 }
 
 static void
-write_stats(const struct segmap_disk *disk, const struct segmap_counters *sum, struct spdk_json_write_ctx *w)
+find_oldest(void *ctx, const struct segmap_part *part)
+{
+	uint64_t *since_ns = ctx;
+
+	*since_ns = spdk_min(*since_ns, part->parked_ns);
+}
+
+/* How long the part has waited that has waited longest; 0 if none waits. */
+static uint64_t
+oldest_parked_ns(const struct segmap_engine *engine)
+{
+	uint64_t now_ns = segmap_now_ns(), since_ns = now_ns;
+
+	segmap_engine_each_parked(engine, find_oldest, &since_ns);
+	return now_ns - since_ns;
+}
+
+static void
+write_latency(struct spdk_json_write_ctx *w, const char *name, const uint64_t *counts)
+{
+	spdk_json_write_named_array_begin(w, name);
+	for (uint32_t i = 0; i < SEGMAP_LATENCY_BUCKETS; i++) {
+		spdk_json_write_uint64(w, counts[i]);
+	}
+	spdk_json_write_array_end(w);
+}
+
+static void
+write_stats(const struct segmap_disk *disk, const struct segmap_sums *sums, struct spdk_json_write_ctx *w)
 {
 	const struct segmap_engine *engine = &disk->engine;
+	const struct segmap_counters *sum = &sums->parts;
 
 	spdk_json_write_object_begin(w);
 	spdk_json_write_named_string(w, "name", disk->bdev.name);
@@ -309,18 +338,22 @@ write_stats(const struct segmap_disk *disk, const struct segmap_counters *sum, s
 	spdk_json_write_named_uint64(w, "dropped", sum->dropped);
 	spdk_json_write_named_uint32(w, "parked", engine->parked);
 	spdk_json_write_named_uint32(w, "outstanding_faults", engine->faults.count);
+	spdk_json_write_named_uint64(w, "oldest_parked_ns", oldest_parked_ns(engine));
+	spdk_json_write_named_uint32(w, "unsettled", atomic_load(&disk->unsettled));
+	write_latency(w, "read_latency", sums->latency[0]);
+	write_latency(w, "write_latency", sums->latency[1]);
 	write_entries(disk, w);
 	spdk_json_write_object_end(w);
 }
 
 static void
-counted(void *ctx, const struct segmap_counters *sum)
+counted(void *ctx, const struct segmap_sums *sums)
 {
 	struct stats *stats = ctx;
 	struct segmap_disk *disk = segmap_disk_find(stats->names[stats->next - 1]);
 
 	if (disk != NULL) {
-		write_stats(disk, sum, stats->w);
+		write_stats(disk, sums, stats->w);
 	}
 	count_next(stats);
 }

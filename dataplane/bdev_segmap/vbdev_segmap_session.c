@@ -180,13 +180,11 @@ segmap_refuse(const struct segmap_frame *notice, enum segmap_status status)
 /* ---- faults ---- */
 
 static void
-flush_faults(void *ctx)
+send_faults(void)
 {
 	uint32_t bytes = g_peer.fault_count * (uint32_t)sizeof(g_peer.faults[0]);
 	struct segmap_frame *frame;
 
-	(void)ctx;
-	g_peer.flush_pending = false;
 	if (g_peer.fault_count == 0 || !g_peer.admitted) {
 		g_peer.fault_count = 0;
 		return;
@@ -202,16 +200,26 @@ flush_faults(void *ctx)
 	g_peer.fault_count = 0;
 }
 
+static void
+flush_faults(void *ctx)
+{
+	(void)ctx;
+	g_peer.flush_pending = false;
+	send_faults();
+}
+
 /* Faults of one turn of the owner's loop leave together. */
 void
 segmap_effect_fault(void *ctx, const struct segmap_fault *fault)
 {
+	static struct segmap_message message;
+
 	(void)ctx;
 	if (!g_peer.admitted) {
 		return;
 	}
 	if (g_peer.fault_count == SEGMAP_WIRE_FAULTS_MAX) {
-		flush_faults(NULL);
+		send_faults();
 	}
 	g_peer.faults[g_peer.fault_count++] = (struct segmap_wire_fault) {
 		.fault_id = fault->fault_id,
@@ -226,7 +234,7 @@ segmap_effect_fault(void *ctx, const struct segmap_fault *fault)
 	};
 	if (!g_peer.flush_pending) {
 		g_peer.flush_pending = true;
-		segmap_send(g_segmap.owner, flush_faults, NULL);
+		segmap_tell_owner(&message, flush_faults, NULL);
 	}
 }
 
@@ -290,18 +298,18 @@ send_hello(void)
 }
 
 void
-segmap_peer_came(void *peer)
+segmap_peer_came(uint64_t peer)
 {
-	g_peer.number = (uint64_t)(uintptr_t)peer;
+	g_peer.number = peer;
 	g_peer.admitted = false;
 	g_peer.fault_count = 0;
 	send_hello();
 }
 
 void
-segmap_peer_gone(void *peer)
+segmap_peer_gone(uint64_t peer)
 {
-	if (g_peer.number == (uint64_t)(uintptr_t)peer) {
+	if (g_peer.number == peer) {
 		g_peer.number = 0;
 		g_peer.admitted = false;
 	}

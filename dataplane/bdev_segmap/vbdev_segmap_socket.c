@@ -23,6 +23,13 @@
 
 static const char *g_path;
 
+/* A connection's beginning and end, as the owner is told of them. */
+struct visit {
+	uint64_t peer;
+	struct segmap_message came;
+	struct segmap_message gone;
+};
+
 static struct link {
 	bool started;
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
@@ -33,6 +40,7 @@ static struct link {
 	_Atomic(bool) stop;
 	_Atomic(uint32_t) frames; /* received, and not done */
 	uint64_t peer; /* the connection's number */
+	struct visit *visit;
 
 	/* The frame that is being received. */
 	uint8_t prefix[4];
@@ -144,6 +152,19 @@ close_connection(void)
 }
 
 static void
+peer_came(void *ctx)
+{
+	segmap_peer_came(((struct visit *)ctx)->peer);
+}
+
+static void
+peer_gone(void *ctx)
+{
+	segmap_peer_gone(((struct visit *)ctx)->peer);
+	free(ctx);
+}
+
+static void
 hang_up(void)
 {
 	if (g_link.connection < 0) {
@@ -154,7 +175,7 @@ hang_up(void)
 	g_link.incoming = NULL;
 	g_link.received = 0;
 	set_queue(0);
-	segmap_send(g_segmap.owner, segmap_peer_gone, (void *)(uintptr_t)g_link.peer);
+	segmap_tell_owner(&g_link.visit->gone, peer_gone, g_link.visit);
 }
 
 /* The last word of this side, if the peer takes it at once. */
@@ -189,18 +210,25 @@ static void
 accept_peer(void)
 {
 	int connection = accept4(g_link.listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	struct visit *visit;
 
 	if (connection < 0) {
+		return;
+	}
+	visit = calloc(1, sizeof(*visit));
+	if (visit == NULL) {
+		close(connection);
 		return;
 	}
 	if (g_link.connection >= 0) {
 		say_goodbye(SEGMAP_STATUS_CANCELLED, "a newer connection has come");
 		hang_up();
 	}
+	g_link.visit = visit;
 	g_link.connection = connection;
-	g_link.peer++;
+	visit->peer = ++g_link.peer;
 	set_queue(g_link.peer);
-	segmap_send(g_segmap.owner, segmap_peer_came, (void *)(uintptr_t)g_link.peer);
+	segmap_tell_owner(&visit->came, peer_came, visit);
 }
 
 /* NULL, or what is wrong with a frame of this length. */
@@ -256,7 +284,7 @@ end_frame(void)
 	g_link.received = 0;
 	frame->peer = g_link.peer;
 	atomic_fetch_add(&g_link.frames, 1);
-	segmap_send(g_segmap.owner, segmap_peer_frame, frame);
+	segmap_tell_owner(&frame->message, segmap_peer_frame, frame);
 }
 
 /* Read what is there, while frames may be received. False if the peer has gone, or has to. */

@@ -12,6 +12,7 @@
 
 struct segmap_frame {
 	TAILQ_ENTRY(segmap_frame) link;
+	struct segmap_message message;
 	uint64_t peer;
 	uint32_t length;
 	uint32_t written;
@@ -37,8 +38,8 @@ void segmap_link_done(struct segmap_frame *frame);
 
 /* ---- called on the owner's thread ---- */
 
-void segmap_peer_came(void *peer);
-void segmap_peer_gone(void *peer);
+void segmap_peer_came(uint64_t peer);
+void segmap_peer_gone(uint64_t peer);
 void segmap_peer_frame(void *frame);
 
 bool segmap_peer_admitted(void);

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 from dataplane.embedded.bdev import Bdev, BdevError, BdevIo, Buffer, DirectCount
 from dataplane.embedded.bdev_null import zeroes
 from dataplane.embedded.direct_path import DirectPath
+from dataplane.embedded.latency import LatencyHistogram
 from dataplane.embedded.losses import LossWatch
 from dataplane.embedded.plane_host import Container, PlaneHost
 from dataplane.embedded.segmap_flush import Flush
@@ -81,6 +82,9 @@ class SegmapBdev(Bdev):
         self._translate = self.engine.translate
         self._containers = host.containers
         self._clock = host.clock
+        self.read_latency = LatencyHistogram()
+        self.write_latency = LatencyHistogram()
+        self._unsettled = 0
         self._windowed: set[HostIo] = set()
         self._drained: asyncio.Future[None] | None = None
 
@@ -167,9 +171,11 @@ class SegmapBdev(Bdev):
         """Like `complete`, but the container may still do it: barriers wait until the container is attached anew."""
 
         def settled() -> None:
+            self._unsettled -= 1
             self.host.run(self.engine.settle(part))
             self._check_drained()
 
+        self._unsettled += 1
         container.unsettled.append(settled)
         self.host.run(self.engine.complete(part, status, self._clock(), settled=False))
 
@@ -292,6 +298,8 @@ class SegmapBdev(Bdev):
         """One element of bdev_segmap_get_stats."""
         engine = self.engine
         counters, counts = engine.counters, engine.table.counts()
+        now_ns = self._clock()
+        since_ns = min((part.parked_ns for part in engine.parked()), default=now_ns)
         return {
             "name": self.name,
             "table": self.table,
@@ -303,6 +311,10 @@ class SegmapBdev(Bdev):
             "dropped": counters.dropped,
             "parked": engine.parked_count,
             "outstanding_faults": len(engine.outstanding_faults()),
+            "oldest_parked_ns": now_ns - since_ns,
+            "unsettled": self._unsettled,
+            "read_latency": self.read_latency.counts,
+            "write_latency": self.write_latency.counts,
             "entries": {("mapped" if state is State.NONE else state.name.lower()): counts[state] for state in State},
         }
 
@@ -403,27 +415,33 @@ class HostIo:
         data = self._data_of(part, length) if operation is _WRITE else None
         io = BdevIo(operation, offset, length, self._written, data=data, fua=self.io.fua, watched=True)
         io.context = part, container, container.losses
+        io.begun_ns = self.disk.host.clock()
         container.bdev.submit(io)
 
     def _written(self, io: BdevIo) -> None:
         part, container, losses = io.context
         if _taken_away(io, container) and container.held.add(self, part, not io.settled):
             return
-        if io.status is Status.OK and container not in self.disk.unflushed:
-            self.disk.touch(container, losses)
+        if io.status is Status.OK:
+            self.disk.write_latency.note(self.disk.host.clock() - io.begun_ns)
+            if container not in self.disk.unflushed:
+                self.disk.touch(container, losses)
         if io.settled:
             self.disk.complete(part, io.status)
         else:
             self.disk.complete_unsettled(part, io.status, container)
 
     def _read(self, part: Part, container: Container, bdev: Bdev, offset: int, length: int) -> None:
+        begun_ns = self.disk.host.clock()
         data = bdev.read_now(offset, length)
         if data is not None:
+            self.disk.read_latency.note(self.disk.host.clock() - begun_ns)
             self._pieces[part.segment] = data
             self.disk.complete(part, Status.OK)
             return
         io = BdevIo(_READ, offset, length, self._has_read)
         io.context = part, container
+        io.begun_ns = begun_ns
         bdev.submit(io)
 
     def _data_of(self, part: Part, length: int) -> Buffer:
@@ -442,6 +460,7 @@ class HostIo:
             return
         if io.status is Status.OK:
             assert io.data is not None
+            self.disk.read_latency.note(self.disk.host.clock() - io.begun_ns)
             self._pieces[part.segment] = io.data
         self.disk.complete(part, io.status)
 

@@ -39,6 +39,8 @@ def test_new_disk_has_no_entry(plane: Plane, disk: SegmapBdev) -> None:
     assert [one.name for one in stats.bdevs] == [disk.name]
     assert stats.bdevs[0].entries["invalid"] == 64
     assert sum(stats.bdevs[0].entries.values()) == 64
+    assert (stats.bdevs[0].oldest_parked_ns, stats.bdevs[0].unsettled) == (0, 0)
+    assert stats.bdevs[0].read_latency == stats.bdevs[0].write_latency == (0,) * 24
 
 
 def test_it_is_a_bdev(plane: Plane, disk: SegmapBdev) -> None:

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 
-.PHONY: help venv demo test test-long sim sim-long sim-mutants bench native lint format docs lock clean distclean
+.PHONY: help venv demo test test-long sim sim-long sim-mutants chaos bench native lint format docs lock clean distclean
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ sim-long: venv  ## simulated histories with new seeds, for MINUTES=60, after tho
 
 sim-mutants: venv  ## deliberately broken variants, each of which the simulation has to catch (SIM_ARGS="no-barrier")
 	@$(VENV)/python -m tests.sim mutants $(SIM_ARGS)
+
+chaos: venv  ## real processes, sockets and disks under faults: SEED=number (the same seed, the same schedule), MINUTES=10
+	@mkdir -p build
+	@$(VENV)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --seconds $$(( $(or $(MINUTES),10) * 60 )) \
+		--json build/chaos.json $(CHAOS_ARGS)
 
 bench: venv  ## measure, print a table and write build/bench.json (BENCH_ARGS="mapping store")
 	@mkdir -p build

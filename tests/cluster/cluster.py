@@ -41,13 +41,13 @@ class Daemon:
     config: AgentConfig | ControllerConfig
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()
 
     def start(self) -> None:
         assert self.process is None or self.process.poll() is not None
+        command = [*self.prefix, sys.executable, "-m", "tests.cluster.daemon"]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.cluster.daemon"], cwd=TOP, stdin=subprocess.PIPE, stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(command, cwd=TOP, stdin=subprocess.PIPE, stdout=log, stderr=log)
         assert self.process.stdin is not None
         self.process.stdin.write(pickle.dumps(self.config))
         self.process.stdin.close()
@@ -75,6 +75,20 @@ class Daemon:
         return self.process.returncode
 
 
+class Network:
+    """Where the daemons are: all on loopback, unless a subclass says otherwise. `prefix` starts a program there."""
+
+    def address(self, name: str) -> str:
+        return "127.0.0.1"
+
+    def prefix(self, name: str) -> tuple[str, ...]:
+        return ()
+
+    def way(self, name: str, host: str, port: int) -> tuple[str, int]:
+        """Address and port by which `name` reaches the controller."""
+        return host, port
+
+
 class Cluster:
     """`exporters`: name -> containers; `mappers`: names. Use as an async context manager."""
 
@@ -86,9 +100,11 @@ class Cluster:
         lifetime: str = "host",
         exporter_settings: dict[str, Any] | None = None,
         mapper_settings: dict[str, dict[str, Any]] | None = None,
+        network: Network | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
+        self.network = network or Network()
         self._pki = directory / "pki"
         pki.init(self._pki)
         self.controller = self._controller(settings)
@@ -107,15 +123,21 @@ class Cluster:
     def _controller(self, settings: dict[str, Any]) -> Daemon:
         files = pki.issue(self._pki, "controller", "controller")
         config = ControllerConfig(
-            self.directory / "store.db",
-            files.ca,
-            files.certificate,
-            files.key,
+            tls_ca=files.ca,
+            tls_certificate=files.certificate,
+            tls_key=files.key,
+            listen_host=self.network.address("controller"),
             api_socket=self.directory / "api.sock",
             port_file=self.directory / "port",
-            **{"lease_duration_s": LEASE_S, "renew_interval_s": LEASE_S / 4, **settings},
+            **{
+                "store_path": self.directory / "store.db",
+                "lease_duration_s": LEASE_S,
+                "renew_interval_s": LEASE_S / 4,
+                **settings,
+            },
         )
-        return Daemon("controller", config, self.directory / "controller.log")
+        log = self.directory / "controller.log"
+        return Daemon("controller", config, log, prefix=self.network.prefix("controller"))
 
     def _agent(self, name: str, port: int) -> Daemon:
         files = pki.issue(self._pki, name, "agent")
@@ -124,11 +146,12 @@ class Cluster:
         config = AgentConfig(
             name,
             self.roles[name],
-            (("127.0.0.1", port),),
+            (self.network.way(name, self.network.address("controller"), port),),
             files.ca,
             files.certificate,
             files.key,
             runtime,
+            listen_host=self.network.address(name),
             containers=self.exporters.get(name, ()),
             reconnect_max_s=0.5,
             ready_file=runtime / "ready",
@@ -138,7 +161,7 @@ class Cluster:
                 **self._mapper_settings.get(name, {}),
             },
         )
-        return Daemon(name, config, self.directory / f"{name}.log")
+        return Daemon(name, config, self.directory / f"{name}.log", prefix=self.network.prefix(name))
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -257,8 +280,11 @@ class Cluster:
 async def pause(seconds: float) -> None:
     """Wait on the clock: these are real processes."""
     done = asyncio.get_running_loop().create_future()
-    asyncio.get_running_loop().call_later(seconds, done.set_result, None)
-    await done
+    timer = asyncio.get_running_loop().call_later(seconds, done.set_result, None)
+    try:
+        await done
+    finally:
+        timer.cancel()
 
 
 @asynccontextmanager

@@ -1,0 +1,231 @@
+"""One run: a cluster on its machines, the load, the faults, and the verdict.
+
+Two container hosts with two containers each; three mapping agents; three hosts. One disk is shared by all of them at
+all agents, one at two agents, and one is a single host's at a single agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from agent.config import ContainerConfig
+from cli.client import UnreachableError
+from controller.api.errors import ApiError
+from tests.chaos.blocks import BLOCK
+from tests.chaos.breaker import TARGET, Breaker
+from tests.chaos.load import Disk, Load, Violation
+from tests.chaos.load import Path as HostPath
+from tests.chaos.machines import HOSTS, Machines, SmallDisk
+from tests.chaos.schedule import Fault, Sight, plan
+from tests.chaos.weather import Weather
+from tests.cluster.cluster import LEASE_S, MIB, Cluster, pause
+
+MAPPERS: Final = ("a", "b", "c")
+EXPORTERS: Final = ("x", "y")
+SHOWN: Final = (("shared", MAPPERS, (1, 2, 3)), ("pair", ("b", "c"), (2, 3)), ("private", ("a",), (1,)))
+SPAN: Final = 24 * MIB
+DISK_BYTES: Final = 1 << 36
+CONTAINER_BYTES: Final = 48 * MIB
+STORE_DISK_BYTES: Final = 96 * MIB
+CONTAINER_DISK_BYTES: Final = 2 * CONTAINER_BYTES + 24 * MIB
+WORKERS: Final = 2
+PAUSE_S: Final = 0.04
+CONVERGED_S: Final = 90.0
+TIMES: Final[dict[str, Any]] = {"park_limit_s": 6.0, "space_deadline_s": 4.0, "io_deadline_s": 5.0}
+HOST: Final[dict[str, Any]] = {"io_queues": 1, "keep_alive_ms": 4000, "io_timeout": 8.0, "connect_timeout": 2.0}
+
+
+class Scene:
+    """`story`: every fault, as it happened. `report` is filled in by `play`, which does not raise."""
+
+    def __init__(self, directory: Path, seed: int, seconds: float, say: Callable[[str], None]) -> None:
+        self.directory = directory
+        self.seed = seed
+        self.seconds = seconds
+        self._say = say
+        self.violations: list[dict[str, Any]] = []
+        self._began = time.monotonic()
+        self._disks: dict[str, SmallDisk] = {}
+        self._answered = 0
+        self._answered_before = 0
+        self._converged_s = 0.0
+        self._load: Load
+        self._breaker: Breaker
+
+    def clock(self) -> float:
+        return time.monotonic() - self._began
+
+    def story(self, text: str) -> None:
+        line = f"{self.clock():9.3f} {text}"
+        with (self.directory / "story").open("a") as file:
+            file.write(line + "\n")
+        self._say(line)
+
+    def violated(self, text: str, history: list[str] | None = None) -> None:
+        self.story(f"VIOLATION {text}")
+        self.violations.append({"text": text, "history": history or []})
+
+    # --- the machines ------------------------------------------------------------------------------------------------
+
+    def sight(self) -> Sight:
+        """What there is to break."""
+        agents = (*EXPORTERS, *MAPPERS)
+        links = [("controller", name) for name in agents]
+        links += [(mapper, exporter) for mapper in MAPPERS for exporter in EXPORTERS]
+        links += [(HOSTS, mapper) for mapper in MAPPERS]
+        return Sight(
+            processes=("controller", *agents, *(name + TARGET for name in agents)),
+            machines=agents,
+            links=tuple(links),
+            disks=tuple(self._disks),
+            containers=(),
+            freezes=all(disk.freezes for disk in self._disks.values()),
+            lease_s=LEASE_S,
+        )
+
+    def _cluster(self, machines: Machines) -> Cluster:
+        self._disks["store"] = SmallDisk(self.directory / "store", self.directory / "store.img", STORE_DISK_BYTES)
+        exporters = {}
+        for name in EXPORTERS:
+            place = self.directory / f"disk-{name}"
+            self._disks[name] = SmallDisk(place, self.directory / f"disk-{name}.img", CONTAINER_DISK_BYTES)
+            exporters[name] = tuple(
+                ContainerConfig(f"{name}{number}", "aio", place / f"{name}{number}.img", CONTAINER_BYTES)
+                for number in range(2)
+            )
+        store = self.directory / "store" / "store.db"
+        return Cluster(self.directory, exporters, MAPPERS, network=machines, store_path=store, **TIMES)
+
+    # --- the play ----------------------------------------------------------------------------------------------------
+
+    async def play(self) -> None:
+        """All of it; what went wrong is in `violations`."""
+        machines = Machines(("controller", *EXPORTERS, *MAPPERS))
+        try:
+            cluster = self._cluster(machines)
+            faults = plan(self.seed, self.seconds, self.sight())
+            (self.directory / "schedule").write_text("".join(f"{fault.at_s:9.3f} {fault}\n" for fault in faults))
+            async with cluster:
+                try:
+                    await self._play(cluster, machines, faults)
+                except Violation as violation:
+                    self.violated(str(violation), violation.history)
+        finally:
+            machines.close()
+            for disk in self._disks.values():
+                disk.close()
+
+    async def _play(self, cluster: Cluster, machines: Machines, faults: list[Fault]) -> None:
+        disks = await self._make_disks(cluster)
+        self._began = time.monotonic()
+        weather = Weather(self.clock, frozenset(EXPORTERS))
+        self._load = load = Load(self.seed, disks, weather, WORKERS, PAUSE_S)
+        self._breaker = Breaker(cluster, machines, self._disks, weather, self.story)
+        watching = asyncio.create_task(self._count_faults(cluster))
+        doing = asyncio.create_task(load.run())
+        breaking = asyncio.create_task(self._break(faults))
+        try:
+            await asyncio.wait({doing, breaking}, return_when=asyncio.FIRST_EXCEPTION)
+            for task in (doing, breaking):
+                if task.done():
+                    task.result()
+            await self._converge(cluster, load, doing)
+        finally:
+            for task in (watching, doing, breaking):
+                task.cancel()
+            await asyncio.gather(watching, doing, breaking, return_exceptions=True)
+
+    async def _break(self, faults: list[Fault]) -> None:
+        await self._breaker.run(faults)
+        await pause(max(0.0, self.seconds - self.clock()))
+        self._load.stop()
+
+    async def _make_disks(self, cluster: Cluster) -> list[Disk]:
+        made = []
+        for number, (name, agents, hosts) in enumerate(SHOWN, 1):
+            await cluster.disk(name, DISK_BYTES, list(agents))
+            disk = Disk(number, name, agents, SPAN // BLOCK)
+            for host in hosts:
+                nqn = f"nqn.2026-11.io.segmap:chaos:host{host}"
+                paths = [
+                    HostPath(host, agent, await cluster.connect(name, agent, hostnqn=nqn, **HOST)) for agent in agents
+                ]
+                disk.paths[host] = paths
+            made.append(disk)
+        return made
+
+    async def _count_faults(self, cluster: Cluster) -> None:
+        """The controller counts from its start: add up what each of them has said last."""
+        while True:
+            await pause(0.5)
+            try:
+                answered = (await cluster.call("cluster.status"))["faults"]["answered"]
+            except (UnreachableError, ApiError):
+                continue
+            if answered < self._answered:
+                self._answered_before += self._answered
+            self._answered = answered
+
+    # --- the verdict -------------------------------------------------------------------------------------------------
+
+    async def _converge(self, cluster: Cluster, load: Load, doing: asyncio.Task[None]) -> None:
+        """Nothing is wrong any more: everything has to come back, and every block to read as it must."""
+        began = self.clock()
+        self.story("calm")
+        try:
+            async with asyncio.timeout(CONVERGED_S):
+                await doing
+                await cluster.until(cluster.all_admitted, CONVERGED_S)
+                await cluster.until(cluster.all_exported, CONVERGED_S)
+                self.story("all admitted")
+                await load.check_all()
+        except TimeoutError:
+            raise Violation(f"not everything works {CONVERGED_S:.0f} s after the last fault") from None
+        self._converged_s = self.clock() - began
+        self.story("every block is as it must be")
+        await self._audit(cluster, "after the faults")
+        for disk in load.disks:
+            await cluster.call("vdisk.delete", name=disk.name, force=True)
+        try:
+            await cluster.until(lambda: self._nothing_mapped(cluster), CONVERGED_S)
+        except TimeoutError:
+            raise Violation("segments are still mapped after all disks were deleted") from None
+        await self._audit(cluster, "with all disks deleted")
+
+    async def _nothing_mapped(self, cluster: Cluster) -> bool:
+        containers = (await cluster.call("container.list"))["containers"]
+        return not any(container["segments"]["mapped"] for container in containers)
+
+    async def _audit(self, cluster: Cluster, when: str) -> None:
+        """`segmap check`."""
+        answer = await cluster.call("cluster.check", run=0)
+        while answer["state"] == "running":
+            await pause(0.05)
+            answer = await cluster.call("cluster.check", run=answer["run"])
+        self.story(f"segmap check {when}: {'good' if answer['good'] else 'WRONG'}, {answer['counts']}")
+        if not answer["good"]:
+            lines = [f"{one['severity']} {one['kind']}: {one['text']}" for one in answer["findings"]]
+            raise Violation(f"segmap check {when} finds {len(lines)} things wrong", lines)
+
+    def report(self) -> dict[str, Any]:
+        """What there is to tell, also of a run that went wrong early."""
+        load = self._load.counts.document() if hasattr(self, "_load") else {}
+        breaker = getattr(self, "_breaker", None)
+        return {
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "converged_s": round(self._converged_s, 3),
+            "sandbox": "network namespaces, "
+            + ("ext4" if all(disk.freezes for disk in self._disks.values()) else "tmpfs"),
+            "load": load,
+            "faults": {
+                "kinds": dict(breaker.kinds) if breaker else {},
+                "victims": dict(breaker.victims) if breaker else {},
+            },
+            "map_faults_answered": self._answered_before + self._answered,
+            "violations": self.violations,
+        }

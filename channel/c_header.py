@@ -36,7 +36,7 @@ HEADER_FIELDS: Final = (
     ("request_id", 8, 8, "0 in notices; a response has its request's"),
     ("term", 16, 8, ""),
     ("incarnation", 24, 8, ""),
-    ("epoch", 32, 8, ""),
+    ("epoch", 32, 8, "low half; high half: the session's number in what goes down to D, else 0"),
     ("table", 40, 8, "vdisk number << 32 | agent number"),
     ("sequence", 48, 8, ""),
 )

@@ -71,7 +71,8 @@ class Done(Response):
 
 @dataclass(frozen=True, slots=True)
 class Welcome(Response):
-    """The agent is admitted. Header: the term, and the incarnation that the data plane now has."""
+    """The agent is admitted. Header: the term, the incarnation that the data plane now has, and as sequence the number
+    of the session, as HELLO named it, if the controller's stamps bear it."""
 
     cluster: Uuid = bytes(16)
     agent_number: U32 = 0
@@ -132,7 +133,8 @@ class TablesRead(Response):
 
 @dataclass(frozen=True, slots=True)
 class Hello(Message):
-    """First message of an agent. Header: term, incarnation and epoch as the data plane has them, 0 if none.
+    """First message of an agent. Header: term, incarnation and epoch as the data plane has them, 0 if none; as sequence
+    the number that it has given this session (0: it gives none).
 
     `machine`: the boot that it runs in. A new instance there proves that the one before it is gone; one elsewhere, or
     16 zeroes, proves nothing. The response may come late: the incarnation before this one has to be fenced first.
@@ -442,7 +444,10 @@ class DataPlaneHello(Message):
 
 @dataclass(frozen=True, slots=True)
 class Admit(Message):
-    """A controller has admitted this data plane as the header's incarnation; it sends all outstanding faults again."""
+    """A controller has admitted this data plane as the header's incarnation; it sends all outstanding faults again.
+
+    Header, sequence: the session's number if the controller's stamps bear it, else 0.
+    """
 
     cluster: Uuid
     lease_duration_ns: U64
@@ -452,7 +457,10 @@ class Admit(Message):
 
 @dataclass(frozen=True, slots=True)
 class TableStatus(Message):
-    """Ask for all tables and their sequences."""
+    """Ask for all tables and their sequences. Header, sequence: 1 if a session with a controller begins.
+
+    Then whatever bears the number of an earlier session is refused, and the response's epoch bears that of the new one.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,13 +477,15 @@ class Refused(Message):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One type of message. `response` None: a notice. `blocking`: the BLOCKING flag is allowed [0036]."""
+    """One type of message. `response` None: a notice. `blocking`: the BLOCKING flag is allowed [0036]. `since`: the
+    version that has brought it."""
 
     kind: MessageType
     message: type[Message]
     directions: Direction
     response: type[Response] | None = None
     blocking: bool = False
+    since: int = 1
 
 
 _COMMAND: Final = Direction.C_TO_A

@@ -16,6 +16,8 @@ from mapping.rules import FaultKind, Operation
 from mapping.status import Status
 
 VERSION: Final = 1
+VERSION_MIN: Final = max(1, VERSION - 1)
+"""Neighbours work together: what speaks N also speaks N - 1 (`channel`)."""
 FRAME_BYTES_MAX: Final = 1 << 20
 ENTRIES_MAX: Final = 65536
 SLOTS_MAX: Final = 4096

@@ -1,8 +1,12 @@
 """The data plane's pure core: its tables, its lease, and what it refuses (design: in order; the lease stops new I/O).
 
-Everything that carries entries bears a Stamp. A stamp of a lower term, of another incarnation or of another epoch is
-refused; within a table, sequences are applied in order without gaps. A right sequence is consumed even if its content
-is refused, so that what follows it is still in order.
+Everything that carries entries bears a Stamp. A stamp of a lower term, of another incarnation, of another epoch or of
+another session is refused; within a table, sequences are applied in order without gaps. A right sequence is consumed
+even if its content is refused, so that what follows it is still in order.
+
+Sessions are numbered here, because nobody else is sure to see them in order: a daemon that begins one with a controller
+asks first where this data plane stands, and from then on what was sent in an earlier session is refused, whoever still
+has it. A controller that does not number its stamps (ADMIT says 0) is served too, and relies on the daemon for that.
 """
 
 from __future__ import annotations
@@ -18,17 +22,24 @@ from mapping.lease import Lease
 from mapping.status import Status
 
 TABLES_MAX: Final = 32768
+SESSION_SHIFT: Final = 32
+SESSIONS_MAX: Final = (1 << 32) - 1
 _FAILURES: Final = frozenset(status.value for status in Status) - {Status.OK}
 Outcome = tuple[Status, list[Effect]]
 
 
 class Stamp(NamedTuple):
-    """Where a message stands in the order of things; `sequence` is 0 where none is needed."""
+    """Where a message stands in the order of things; `sequence` is 0 where none is needed, `epoch` is `numbered`."""
 
     term: int
     incarnation: int
     epoch: int
     sequence: int = 0
+
+
+def numbered(epoch: int, session: int) -> int:
+    """What stamps say of the epoch and of the session in which they were made (0: it has no number)."""
+    return session << SESSION_SHIFT | epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +67,14 @@ class Plane:
         self.cluster = b""
         self.term = 0
         self.incarnation = 0
+        self.session = 0
         self.lease = Lease()
         self.limits = limits or Limits()
         self.tables: dict[int, Engine] = {}
         self.slots: dict[int, bytes] = {}
         self._channels = channels
         self._fault_ids = 0
+        self._sessions = 0
         self._jobs: dict[Any, tuple[int, frozenset[int]]] = {}
 
     @property
@@ -70,30 +83,50 @@ class Plane:
 
     # --- standing ----------------------------------------------------------------------------------------------------
 
+    def begin_session(self) -> Status:
+        """A session with a controller is about to begin, as number `session`: stamps of all before it are refused."""
+        if self._sessions >= SESSIONS_MAX:
+            return Status.LIMIT
+        self._sessions += 1
+        self.session = self._sessions
+        return Status.OK
+
     def admit(
-        self, term: int, incarnation: int, cluster: bytes, limits: Limits, lease_max_ns: int, now_ns: int
+        self,
+        term: int,
+        incarnation: int,
+        cluster: bytes,
+        limits: Limits,
+        lease_max_ns: int,
+        now_ns: int,
+        session: int = 0,
     ) -> Outcome:
-        """A controller of `term` has admitted this data plane as `incarnation`. Outstanding faults go up again."""
+        """A controller of `term` has admitted this data plane as `incarnation`. Outstanding faults go up again.
+
+        `session`: what its stamps will bear, the number of the session that has begun last, or 0.
+        """
         if term < self.term:
             return Status.STALE_TERM, []
         if self.incarnation and incarnation != self.incarnation:
             return Status.STALE_INCARNATION, []
         if not incarnation or not term or (self.cluster and cluster != self.cluster):
             return Status.BAD_MESSAGE, []
-        self.term, self.incarnation, self.cluster = term, incarnation, cluster
+        if session not in (0, self._sessions):
+            return Status.STALE_EPOCH, []
+        self.term, self.incarnation, self.cluster, self.session = term, incarnation, cluster, session
         self.lease.duration_max_ns = lease_max_ns
         self.limits.park_ns, self.limits.io_ns = limits.park_ns, limits.io_ns
         return Status.OK, self.tick(now_ns)
 
     def check(self, stamp: Stamp, now_ns: int) -> Status:
-        """OK if the stamp is of the present term, incarnation and epoch. Call `tick(now_ns)` first."""
+        """OK if the stamp is of the present term, incarnation, epoch and session. Call `tick(now_ns)` first."""
         if not self.incarnation or stamp.term > self.term:
             return Status.NOT_ADMITTED
         if stamp.term < self.term:
             return Status.STALE_TERM
         if stamp.incarnation != self.incarnation:
             return Status.STALE_INCARNATION
-        return Status.OK if stamp.epoch == self.lease.epoch else Status.STALE_EPOCH
+        return Status.OK if stamp.epoch == numbered(self.lease.epoch, self.session) else Status.STALE_EPOCH
 
     def grant_lease(self, stamp: Stamp, sent_ns: int, duration_ns: int, now_ns: int) -> Outcome:
         """Extend the lease, counted from when its renewal was sent. Refused once it has expired: sticky."""

@@ -7,7 +7,9 @@ Invariants:
 * What carries entries goes between controller and data plane as it is: the data plane itself checks term, incarnation,
   epoch and sequence. A daemon that was stopped cannot replay an old entry, nor keep a lease alive: a grant counts from
   when its renewal was sent (design: in order; the lease stops new I/O, in the data plane).
-* One HELLO, one ADMIT a session; nothing but the lease is decided here.
+* One HELLO, one ADMIT a session; nothing but the lease is decided here. Before HELLO the data plane numbers the session
+  (TABLE_STATUS), and refuses what was sent in an earlier one; HELLO tells the controller the number, WELCOME says that
+  its stamps will bear it, and so does ADMIT. An older data plane or controller gives none: 0, and stamps bear none.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from channel.messages import (
     response_to,
     short,
 )
-from channel.values import VERSION, EventKind, Header, MessageType, Roles, TableSequence
+from channel.values import VERSION, VERSION_MIN, EventKind, Header, MessageType, Roles, TableSequence
+from mapping.plane import SESSION_SHIFT, numbered
 from mapping.status import Status
 from spdk_rpc.errors import RpcFailure
 from spdk_rpc.exports import FrontEnd
@@ -71,7 +74,7 @@ class Agent:
         self.machine = machine
         self.front_end = front_end
         self.supply = Supply()
-        self.work = Work(lambda: self.standing)
+        self.work = Work(self._stamps)
         self.built: Built | None = None
         self.phase = Phase.DOWN
         self.standing = Header()
@@ -81,6 +84,7 @@ class Agent:
         self._instance = b""
         self._relayed: dict[int, RequestReceived] = {}
         self._session_number = 0
+        self._plane_session = 0
         self._session_failures = 0
         self._greeted_epoch = 0
         self._phase_deadline: int | None = None
@@ -239,6 +243,10 @@ class Agent:
         least, most = (int(s * SECOND_NS) for s in (self.config.reconnect_min_s, self.config.reconnect_max_s))
         return min(least << min(failures - 1, BACKOFF_SHIFT_MAX), most)
 
+    def _stamps(self) -> Header:
+        """What our own requests to the data plane bear."""
+        return self.standing._replace(epoch=numbered(self.standing.epoch, self._plane_session))
+
     def _enter(self, phase: Phase, patience_ns: int | None) -> None:
         self.phase = phase
         self._phase_deadline = None if patience_ns is None else self._now + patience_ns
@@ -257,20 +265,21 @@ class Agent:
 
     def _learn(self) -> Procedure:
         try:
-            received = yield Ask(TableStatus())
+            received = yield Ask(TableStatus(), sequence=1)
         except Unanswered as failure:
             return self._fail_session(f"the data plane does not say where it stands: {failure}")
+        self._plane_session = received.header.epoch >> SESSION_SHIFT
         message = received.message
         if not isinstance(message, TablesRead) or message.status != Status.OK:
             return self._fail_session(f"the data plane does not say where it stands: {message.detail}")
-        return self._greet(self._instance, self.standing, message.tables)
+        return self._greet(self._instance, self.standing._replace(sequence=self._plane_session), message.tables)
 
     def _greet(self, instance: bytes, header: Header, tables: Any) -> list[Effect]:
         self._enter(Phase.GREETING, GREETING_NS)
         self._greeted_epoch = header.epoch
         roles = (Roles.MAPPER if self.config.maps else 0) | (Roles.EXPORTER if self.config.exports else 0)
         sequences = [TableSequence(*table) for table in tables]
-        hello = Hello(VERSION, VERSION, int(roles), instance, self.config.name, SOFTWARE, sequences, self.machine)
+        hello = Hello(VERSION_MIN, VERSION, int(roles), instance, self.config.name, SOFTWARE, sequences, self.machine)
         return [e.SendController(hello, header)]
 
     def _welcomed(self, event: e.Welcomed) -> list[Effect]:
@@ -280,6 +289,7 @@ class Agent:
         self._silence_ns = max(welcome.lease_duration_ns, 3 * self._renew_ns)
         epoch = self.standing.epoch
         self.standing = Header(event.header.term, event.header.incarnation, epoch)
+        self._plane_session = event.header.sequence
         if not self.config.maps:
             return self._open()
         effects: list[Effect] = []
@@ -291,7 +301,7 @@ class Agent:
     def _admit(self, welcome: Welcome) -> Procedure:
         message = Admit(welcome.cluster, welcome.lease_duration_ns, welcome.park_limit_ns, welcome.io_deadline_ns)
         try:
-            received = yield Ask(message)
+            received = yield Ask(message, sequence=self._plane_session)
         except Unanswered as failure:
             return self._fail_session(f"the data plane does not answer ADMIT: {failure}")
         response = received.message

@@ -30,6 +30,7 @@ class Ask:
 
     message: Message
     table: int = 0
+    sequence: int = 0
 
 
 class Unanswered(Exception):
@@ -165,7 +166,8 @@ class Work:
             return []
         if isinstance(step, Ask):
             self._asked.add(self._tokens)
-            return [SendDataPlane(step.message, self._standing()._replace(table=step.table), self._tokens)]
+            header = self._standing()._replace(table=step.table, sequence=step.sequence)
+            return [SendDataPlane(step.message, header, self._tokens)]
         if isinstance(step, EnsureFile):
             return [CreateFile(self._tokens, step.path, step.size_bytes)]
         return [CallTarget(self._tokens, step)]

@@ -2,6 +2,8 @@
 
 A new data-plane instance is admitted in a transaction, after the one before it has been fenced. A known one goes on:
 its sequences are taken from its HELLO, and unanswered commands are sent again. Leases are granted only while we reign.
+HELLO also brings the number that the data plane has given this session. Every stamp of ours bears it, so that what is
+still on its way from an earlier session is refused there.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from controller.core.cluster import Cluster
 from controller.core.effects import Close, Depose, Send, Welcome
 from controller.core.holdings import NOTHING
 from controller.store.interface import JsonValue
+from mapping.plane import SESSIONS_MAX
 from mapping.status import Status
 
 DOUBLE_NS: Final = 60 * SECOND_NS
@@ -72,6 +75,9 @@ class Admission:
             return
         if not message.roles & (MAPPER | EXPORTER):
             self._refuse(session, Status.BAD_MESSAGE, "an agent is a mapper, an exporter or both")
+            return
+        if header.sequence > SESSIONS_MAX:
+            self._refuse(session, Status.BAD_MESSAGE, f"{header.sequence} is no number of a session")
             return
         if header.term > cluster.term:
             self._refuse(session, Status.STALE_TERM, self._later_term(peer, header.term, now_ns))
@@ -261,7 +267,9 @@ class Admission:
             timing.park_limit_ns,
             timing.io_deadline_ns,
         )
-        cluster.effects.append(Welcome(agent.session, message, Header(cluster.term, agent.incarnation)))
+        agent.plane_session = hello.header.sequence
+        stamps = Header(cluster.term, agent.incarnation, sequence=agent.plane_session)
+        cluster.effects.append(Welcome(agent.session, message, stamps))
         cluster.log.clear(now_ns, "term", agent.name, f"agent {agent.name} serves our term")
         if (agent.roles, agent.machine) != (hello.roles, hello.machine):
             agent.roles, agent.machine = hello.roles, hello.machine
@@ -319,6 +327,10 @@ class Admission:
             return
         if header.term != self._cluster.term or header.incarnation != agent.incarnation:
             return
+        if isinstance(message, Refused):
+            if header.epoch == agent.stamped_epoch:  # the refused message's: else it is of another session or epoch
+                self._refused(agent, message, now_ns)
+            return
         if header.epoch > agent.epoch:
             self._epoch(agent, header.epoch, now_ns)
         if header.epoch != agent.epoch:
@@ -327,8 +339,6 @@ class Admission:
             self._cluster.faults.receive(agent, plain(message.faults), now_ns)
         elif isinstance(message, LeaseRenew):
             self._renew(agent, message, now_ns)
-        elif isinstance(message, Refused):
-            self._refused(agent, message, now_ns)
         elif not isinstance(message, Epoch):
             self._cluster.effects.append(
                 Close(agent.session, Status.BAD_MESSAGE, f"{type(message).__name__} is not for a controller")

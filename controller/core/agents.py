@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from controller.core.allocator import Extent
 from controller.core.holdings import UNKNOWN, Holdings
+from mapping.plane import numbered
 
 if TYPE_CHECKING:
     from controller.core.changes import Waiting
@@ -241,6 +242,7 @@ class Agent:
         self.replaced = False
         self.hello: Hello | None = None
         self.epoch = 0
+        self.plane_session = 0
         self.granted = False
         self.lease_until_ns = 0
         self.tables: dict[int, AgentTable] = {}
@@ -260,6 +262,11 @@ class Agent:
     @property
     def exporter(self) -> bool:
         return bool(self.roles & EXPORTER)
+
+    @property
+    def stamped_epoch(self) -> int:
+        """What our stamps say of its epoch, and of the session that its data plane has numbered (0: it does not)."""
+        return numbered(self.epoch, self.plane_session)
 
     @property
     def host_nqn(self) -> str:

@@ -209,9 +209,8 @@ class Cluster:
 
     def header(self, agent: Agent, table: AgentTable | None = None, blocking: bool = False) -> Header:
         """The stamps of a message to an agent, without a sequence."""
-        return Header(
-            self.term, agent.incarnation, agent.epoch, 0 if table is None else table.table_id, blocking=blocking
-        )
+        table_id = 0 if table is None else table.table_id
+        return Header(self.term, agent.incarnation, agent.stamped_epoch, table_id, blocking=blocking)
 
     def answer(self, table: AgentTable, answer: tuple[int, int, int, int, int], entries: object = ()) -> None:
         """Add (fault id, start, count, action, status) and `count` entries to the table's next FAULT_ANSWER."""
@@ -240,7 +239,7 @@ class Cluster:
             return
         table.sequence += 1
         message = FaultAnswer(cast("list[AnswerRecord]", table.answers), table.entries)
-        header = Header(self.term, agent.incarnation, agent.epoch, table.table_id, table.sequence)
+        header = Header(self.term, agent.incarnation, agent.stamped_epoch, table.table_id, table.sequence)
         self.effects.append(Send(agent.session, message, header))
         self.faults_answered += len(table.answers)
         table.answers = []

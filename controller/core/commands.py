@@ -74,7 +74,7 @@ class Commands:
             cluster.flush(command.table)
             command.table.sequence += 1
             sequence = command.table.sequence
-        header = Header(cluster.term, agent.incarnation, agent.epoch, table_id, sequence, blocking=blocking)
+        header = Header(cluster.term, agent.incarnation, agent.stamped_epoch, table_id, sequence, blocking=blocking)
         cluster.effects.append(Send(agent.session, message, header, command.attempt))
 
     def responded(self, agent: Agent, attempt: int, response: Any, now_ns: int) -> None:

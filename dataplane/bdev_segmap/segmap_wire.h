@@ -173,7 +173,7 @@ struct segmap_wire_header {
 	uint64_t request_id; /* 0 in notices; a response has its request's */
 	uint64_t term;
 	uint64_t incarnation;
-	uint64_t epoch;
+	uint64_t epoch; /* low half; high half: the session's number in what goes down to D, else 0 */
 	uint64_t table; /* vdisk number << 32 | agent number */
 	uint64_t sequence;
 };
@@ -277,7 +277,7 @@ static_assert(offsetof(struct segmap_wire_parked, operation) == 28, "segmap_wire
 static_assert(offsetof(struct segmap_wire_parked, kind) == 29, "segmap_wire_parked.kind");
 static_assert(offsetof(struct segmap_wire_parked, state) == 30, "segmap_wire_parked.state");
 
-/* HELLO: First message of an agent. Header: term, incarnation and epoch as the data plane has them, 0 if none.
+/* HELLO: First message of an agent. Header: term, incarnation and epoch as the data plane has them, 0 if none; as sequence
  * then: char name[name_length], padded to 8, at most 255
  * then: char software[software_length], padded to 8, at most 255
  * then: struct segmap_wire_table_sequence tables[tables_count], padded to 8, at most 32768
@@ -688,7 +688,7 @@ static_assert(offsetof(struct segmap_wire_admit, lease_duration_ns) == 16, "segm
 static_assert(offsetof(struct segmap_wire_admit, park_limit_ns) == 24, "segmap_wire_admit.park_limit_ns");
 static_assert(offsetof(struct segmap_wire_admit, io_deadline_ns) == 32, "segmap_wire_admit.io_deadline_ns");
 
-/* TABLE_STATUS: Ask for all tables and their sequences. No body. */
+/* TABLE_STATUS: Ask for all tables and their sequences. Header, sequence: 1 if a session with a controller begins. No body. */
 
 /* REFUSED: A message that has no response was refused; header: the refused one's stamps.
  * then: char detail[detail_length], padded to 8, at most 1024

@@ -132,7 +132,7 @@ on_admit(struct message *message)
 	}
 	status = segmap_plane_admit(&g_segmap.plane, header->term, header->incarnation, body->cluster,
 				    body->park_limit_ns, body->io_deadline_ns, body->lease_duration_ns,
-				    segmap_now_ns());
+				    header->sequence, segmap_now_ns());
 	answer(message, status, "");
 	if (status == SEGMAP_STATUS_OK) {
 		segmap_peer_admit();
@@ -410,24 +410,33 @@ on_get_state(struct message *message)
 	return ANSWERED;
 }
 
+/* With a sequence it begins a session with a controller; the response's epoch bears the number of that. */
 static enum outcome
 on_table_status(struct message *message)
 {
+	struct segmap_plane *plane = &g_segmap.plane;
 	const struct segmap_engine *engine;
 	struct segmap_frame *response;
 
 	if (!is_whole(message)) {
 		return PROTOCOL;
 	}
+	if (message->header->sequence != 0 && segmap_plane_begin_session(plane) != SEGMAP_STATUS_OK) {
+		return answer(message, SEGMAP_STATUS_LIMIT, "no session number is left");
+	}
 	response = segmap_new_response(message->frame,
 				(uint32_t)(sizeof(struct segmap_wire_tables_read) +
-					   g_segmap.plane.table_count * sizeof(struct segmap_wire_table_sequence)));
+					   plane->table_count * sizeof(struct segmap_wire_table_sequence)));
 	if (response != NULL) {
 		struct segmap_wire_tables_read *read = segmap_frame_body(response);
 		struct segmap_wire_table_sequence *record = (struct segmap_wire_table_sequence *)(read + 1);
 
-		read->tables_count = g_segmap.plane.table_count;
-		TAILQ_FOREACH(engine, &g_segmap.plane.engines, link) {
+		if (message->header->sequence != 0) {
+			((struct segmap_wire_header *)response->data)->epoch =
+				segmap_numbered(segmap_lease_epoch(&plane->lease), plane->session);
+		}
+		read->tables_count = plane->table_count;
+		TAILQ_FOREACH(engine, &plane->engines, link) {
 			*record++ = (struct segmap_wire_table_sequence) { engine->table_id, engine->sequence };
 		}
 		segmap_link_send(response);

@@ -47,6 +47,8 @@ from channel.values import (
     FAULTS_MAX,
     PARKED_MAX,
     TABLES_MAX,
+    VERSION,
+    VERSION_MIN,
     FaultRecord,
     Header,
     MessageType,
@@ -58,7 +60,7 @@ from dataplane.embedded.plane_host import PlaneHost
 from dataplane.embedded.segment_jobs import SegmentJobs
 from mapping.effects import Fault, Part
 from mapping.engine import Engine, Limits
-from mapping.plane import REPLACE, Answer, Outcome, Stamp
+from mapping.plane import REPLACE, Answer, Outcome, Stamp, numbered
 from mapping.status import Status
 from transport.connection import Connection, ConnectionLost, WriteQueueFull
 
@@ -235,12 +237,20 @@ class PlaneServer:
 
     def hello(self) -> DataPlaneHello:
         """The first message."""
-        return DataPlaneHello(1, 1, self._plane.instance, SOFTWARE, self._tables())
+        return DataPlaneHello(VERSION_MIN, VERSION, self._plane.instance, SOFTWARE, self._tables())
 
     def header(self, table: int = 0) -> Header:
         """The plane's own stamps."""
         plane = self._plane
         return Header(plane.term, plane.incarnation, plane.epoch, table)
+
+    def _response_header(self, event: RequestReceived) -> Header | None:
+        """None: the request's own. TABLE_STATUS that has begun a session: the epoch bears the session's number."""
+        if event.type is MessageType.ADMIT:
+            return self.header()
+        if event.type is MessageType.TABLE_STATUS and event.header.sequence:
+            return self.header()._replace(epoch=numbered(self._plane.epoch, self._plane.session))
+        return None
 
     def _tables(self) -> list[TableSequence]:
         tables = self._plane.tables
@@ -287,7 +297,7 @@ class PlaneServer:
 
     def _reply(self, peer: Peer, event: RequestReceived, response: Response) -> None:
         admitted = event.type is MessageType.ADMIT and response.status is Status.OK
-        peer.respond(event, response, self.header() if event.type is MessageType.ADMIT else None)
+        peer.respond(event, response, self._response_header(event))
         if admitted and not peer.session.ended:
             peer.admitted = True
             peer.unsent = deque(self._plane.outstanding_faults())
@@ -331,13 +341,17 @@ class PlaneServer:
         message = cast(Admit, event.message)
         limits = Limits(park_ns=message.park_limit_ns, io_ns=message.io_deadline_ns)
         header = event.header
+        now_ns, session = self._host.clock(), header.sequence
         status, effects = self._plane.admit(
-            header.term, header.incarnation, message.cluster, limits, message.lease_duration_ns, self._host.clock()
+            header.term, header.incarnation, message.cluster, limits, message.lease_duration_ns, now_ns, session
         )
         self._host.run(effects)
         return Done(status)
 
     def _table_status(self, event: RequestReceived) -> Response:
+        """With a sequence it begins a session with a controller."""
+        if event.header.sequence and self._plane.begin_session() is not Status.OK:
+            return TablesRead(Status.LIMIT, "no session number is left")
         return TablesRead(Status.OK, "", self._tables())
 
     def _grant(self, header: Header, message: LeaseGrant) -> Status:

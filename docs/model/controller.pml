@@ -292,6 +292,7 @@ inline open_session(a) {
 
 inline hello(a) {
   SAY("HELLO of agent %d, standing %d\n", a, s_standing[a]);
+  v_over = v_over || (v_type && v_agent == a);   /* the data plane has numbered a new session */
   if
   :: s_instance[a] == instance[a] && s_standing[a] == ALIVE -> h_open = 1
   :: s_instance[a] == instance[a] && s_standing[a] != ALIVE -> must_restart[a] = 1

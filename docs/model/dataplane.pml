@@ -3,6 +3,7 @@
 
 /* The message or event under way; all zero between steps. What is hidden lives within one d_step. */
 byte h_type, h_term, h_incarnation, h_epoch, h_entry, h_part, h_retry, h_replayed;
+bit h_over;
 hidden byte h_kind, h_value, h_ok, h_i;
 #define NEVER 9
 #define IN_SEQUENCE 1
@@ -83,6 +84,11 @@ inline check(a) {
 #endif
 #ifndef M_NO_EPOCH
   h_ok = h_ok && h_epoch == epoch[a];
+#endif
+#if NUMBERED
+#ifndef M_NO_SESSION
+  h_ok = h_ok && !h_over;
+#endif
 #endif
 }
 
@@ -191,7 +197,7 @@ inline go_on(a) {
   fi;
   assert(!(lease[0] && lease[1] && WRITABLE(entry[0]) && WRITABLE(entry[1]) && LOC(entry[0]) != LOC(entry[1])));
   h_type = 0; h_term = 0; h_incarnation = 0; h_epoch = 0; h_entry = 0; h_part = 0; h_retry = 0;
-  h_replayed = 0
+  h_replayed = 0; h_over = 0
 }
 
 /* Sequences are not counted: within a session every message is in sequence. Of a message kept for replay `v_ahead` says
@@ -207,6 +213,7 @@ inline replay() {
     h_part = v_part;
   h_replayed = (v_ahead == 0 || v_epoch != epoch[v_agent] || v_incarnation != incarnation[v_agent] ->
     IN_SEQUENCE : OUT_OF_SEQUENCE);
+  h_over = v_over; v_over = 0;
   v_type = 0; v_term = 0; v_incarnation = 0; v_epoch = 0; v_ahead = 0; v_entry = 0; v_part = 0; v_agent = 0;
   v_undelivered = 0
 }

@@ -129,12 +129,13 @@ byte over[AGENTS];               /* highest incarnation that was declared over *
 byte served[AGENTS] = 1;         /* highest one that a data plane of the agent has taken */
 byte reads, writes, unmappings, snapshots, losses, resets, expiries, crashes, restarts, fences, aborts;
 byte v_type, v_term, v_incarnation, v_epoch, v_ahead, v_entry, v_part, v_agent;   /* a message kept for replay */
-bit v_undelivered, v_kept;
+bit v_undelivered, v_kept, v_over;   /* over: its session is, a new one has begun */
 
-/* A daemon that was stopped goes on: it brings a message that the data plane has had already, or one from before. What
- * was never delivered of the present term, incarnation and epoch is not replayed: a daemon drops what is queued of an
- * ended session before it asks for the sequences. -DLATE_DAEMON: it does not. */
-#ifdef LATE_DAEMON
+/* A daemon that was stopped goes on: it brings a message that the data plane has had already, or one from before. The
+ * data plane knows what is of another session by its number, which is never used again: for the model that is a bit of
+ * the message. Without numbers what was never delivered of the present term, incarnation and epoch is not replayed: a
+ * daemon drops what is queued of an ended session before it asks for the sequences. */
+#if NUMBERED
 #define REPLAYABLE 1
 #else
 #define REPLAYABLE (!v_undelivered || v_term != term[v_agent] || v_incarnation != incarnation[v_agent] \

@@ -44,6 +44,9 @@
 #ifndef REPLAYS
 #define REPLAYS 0        /* old messages that a stopped daemon brings later */
 #endif
+#ifndef NUMBERED
+#define NUMBERED 1       /* 0: sessions bear no number (an older controller or data plane): daemons drop old messages */
+#endif
 #ifndef CLOCK
 #define CLOCK 0          /* 1: the lease of an agent without a session runs out, however many did before */
 #endif

@@ -24,6 +24,7 @@ from channel.messages import (
     Welcome,
 )
 from channel.values import Header, MessageType
+from mapping.plane import numbered
 from mapping.status import Status
 from spdk_rpc.exports import NvmeTcpFrontEnd
 from tests.spdk_rpc.pretend_target import PretendTarget
@@ -57,6 +58,7 @@ class Driver:
         self.disk_full = False
         self.plane_answers = True
         self.plane_header = Header(0, 0, 1)
+        self.plane_session = 0
         self.plane_tables: list[tuple[int, int]] = []
         self.plane_statuses: dict[type, Status] = {}
         self.request_ids = 0
@@ -113,9 +115,11 @@ class Driver:
         else:
             assert isinstance(message, Admit | TableSlots | UnbindSlot)
         if isinstance(message, Admit) and not status:
-            self.plane_header = effect.header._replace(epoch=self.plane_header.epoch)
-        kind = ROW_OF[type(message)].kind
-        return e.FromDataPlane(ResponseReceived(self.plane_header, kind, response, b"", effect.token))
+            self.plane_header = effect.header._replace(epoch=self.plane_header.epoch, sequence=0)
+        kind, header = ROW_OF[type(message)].kind, self.plane_header
+        if isinstance(message, TableStatus) and effect.header.sequence:
+            header = header._replace(epoch=numbered(header.epoch, self.plane_session))
+        return e.FromDataPlane(ResponseReceived(header, kind, response, b"", effect.token))
 
     def advance(self, seconds: float) -> list[e.Effect]:
         """Let time pass, with a tick at each deadline."""
@@ -141,9 +145,9 @@ class Driver:
     def plane_up(self, instance: bytes = INSTANCE) -> list[e.Effect]:
         return self.step(e.DataPlaneUp(instance, self.plane_header))
 
-    def welcome(self, term: int = 5, incarnation: int = 7) -> list[e.Effect]:
+    def welcome(self, term: int = 5, incarnation: int = 7, session: int = 0) -> list[e.Effect]:
         body = Welcome(Status.OK, "", CLUSTER, 1, 10 * SECOND, 3 * SECOND, 30 * SECOND, 20 * SECOND)
-        return self.step(e.Welcomed(body, Header(term, incarnation)))
+        return self.step(e.Welcomed(body, Header(term, incarnation, sequence=session)))
 
     def open(self) -> Driver:
         """All the way to an open session."""

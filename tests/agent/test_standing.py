@@ -9,8 +9,20 @@ import pytest
 from agent.core import Phase
 from agent.core import effects as e
 from agent.core.supply import BACKOFF_MAX_NS, FAILURES_MAX, STABLE_NS, Life
-from channel.messages import Admit, AgentEvent, Epoch, Export, Hello, LeaseGrant, LeaseRenew, TableStatus
+from channel.messages import (
+    Admit,
+    AgentEvent,
+    CreateTable,
+    Epoch,
+    Export,
+    Hello,
+    LeaseGrant,
+    LeaseRenew,
+    TableSlots,
+    TableStatus,
+)
 from channel.values import EventKind, Header, Roles, TableSequence
+from mapping.plane import numbered
 from mapping.status import Status
 from spdk_rpc.methods.bdev_nvme import Path
 from tests.agent.driver import CLUSTER, INSTANCE, MACHINE, SECOND, Driver, config, notice, of, sent
@@ -60,6 +72,30 @@ def test_welcome_admits_the_data_plane_and_asks_for_the_lease() -> None:
     (renew,) = of(e.SendController, made)
     assert renew == e.SendController(LeaseRenew(driver.now), Header(5, 7, 1))
     assert driver.core.phase is Phase.OPEN
+
+
+@pytest.mark.parametrize("welcomed", [9, 0], ids=["numbered", "by a controller that does not number"])
+def test_the_data_plane_numbers_the_session_and_all_that_follows_bears_it(welcomed: int) -> None:
+    driver = Driver()
+    driver.plane_session = 9
+    driver.start()
+    driver.plane_up()
+    made = driver.step(e.SessionUp())
+    (status,) = of(e.SendDataPlane, made)
+    assert status.header.sequence == 1, "it begins a session"
+    assert of(e.SendController, made)[0].header == Header(0, 0, 1, sequence=9)
+    made = driver.welcome(session=welcomed)
+    assert of(e.SendDataPlane, made)[0].header.sequence == welcomed, "ADMIT"
+    assert of(e.SendController, made)[0].header == Header(5, 7, 1), "what goes up bears the epoch alone"
+    made = driver.command(CreateTable(b"v" * 16, b"n" * 16, 64, 1 << 20, 512, 0, "disk", [1]), 1 << 32 | 1)
+    (slots,) = [effect for effect in of(e.SendDataPlane, made) if isinstance(effect.message, TableSlots)]
+    assert slots.header == Header(5, 7, numbered(1, welcomed), 1 << 32 | 1)
+
+
+def test_an_older_data_plane_gives_no_number() -> None:
+    """It answers with the stamps of the request."""
+    driver = greeted()
+    assert of(e.SendController, driver.effects)[-1].header.sequence == 0
 
 
 def test_the_lease_is_renewed_in_time_with_the_time_of_asking() -> None:

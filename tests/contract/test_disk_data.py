@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from channel.messages import (
+    Admit,
     BindSlot,
     CopySegments,
     Epoch,
@@ -43,6 +44,7 @@ from channel.messages import (
 from channel.values import AnswerAction, AnswerRecord, AttachFlags, FaultRecord, Header, SegmentCopy, SegmentRun
 from dataplane.embedded.nvme_host import NvmeStatusError, NvmeTcpHost
 from mapping.entry import ERROR_ENTRY, NO_WRITE, ZERO_ENTRY, State, pack
+from mapping.plane import SESSION_SHIFT, numbered
 from mapping.rules import FaultKind, Operation
 from mapping.status import Status
 from spdk_rpc.client import RpcClient
@@ -400,6 +402,37 @@ def test_what_is_stale_or_out_of_order_is_refused(scene: Scene) -> None:
         assert await scene.entries() == entries
         assert await scene.set(0, pack(4000, 1)) is Status.NO_CONTAINER
         assert await scene.set(SEGMENTS, scene.at(1)) is Status.OUT_OF_RANGE
+
+    play(scene, act)
+
+
+def test_what_was_sent_in_an_earlier_session_is_refused(scene: Scene) -> None:
+    """In sequence, of the present term, incarnation and epoch: a daemon that was stopped still had it."""
+
+    async def act(scene: Scene) -> None:
+        first = await scene.ready()
+        assert await scene.set(0, scene.at(1)) is Status.OK
+        last_said = first.header(first.sequence + 1, scene.table)
+        daemon = scene.daemon = await scene.connect()
+        begin = Header(TERM, INCARNATION, first.epoch, 0, 1)
+        tables, header = await daemon.begin(TableStatus(), begin)
+        session = header.epoch >> SESSION_SHIFT
+        assert session and header.epoch == numbered(first.epoch, session)
+        daemon.sequence = dict(tables.tables)[scene.table]
+        admit = Admit(CLUSTER, 10 * SECOND, 20 * SECOND, 5 * SECOND)
+        other = Header(TERM, INCARNATION, 0, 0, session + 1)
+        assert (await daemon.ask(admit, other)).status is Status.STALE_EPOCH
+        done, header = await daemon.begin(admit, other._replace(sequence=session))
+        assert (done.status, header.epoch) == (Status.OK, first.epoch)
+        assert (await daemon.ask(SetEntries(0, 1, [0]), last_said)).status is Status.STALE_EPOCH
+        assert (await daemon.ask(ZeroSegments([SegmentRun(scene.at(1), 1)]), last_said)).status is Status.STALE_EPOCH
+        assert (await daemon.ask(Suspend(), last_said)).status is Status.STALE_EPOCH
+        record = AnswerRecord(1, 0, 1, REPLACE, 0)
+        daemon.tell(FaultAnswer([record], [scene.at(2)]), last_said)
+        await daemon.until(lambda: any(isinstance(notice, Refused) for notice in daemon.notices))
+        daemon.epoch = numbered(first.epoch, session)
+        assert await scene.entries() == [scene.at(1), *[0] * (SEGMENTS - 1)]
+        assert await scene.set(1, scene.at(2)) is Status.OK
 
     play(scene, act)
 

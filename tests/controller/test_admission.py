@@ -11,6 +11,7 @@ from controller.core import effects as fx
 from controller.core.agents import Agent, Standing, host_nqn
 from controller.core.holdings import NOTHING
 from mapping.entry import INVALID_ENTRY
+from mapping.plane import SESSIONS_MAX, numbered
 from mapping.rules import FaultKind, Operation
 from mapping.status import Status
 from tests.controller.rig import Rig, RigAgent
@@ -326,6 +327,40 @@ def test_a_disagreement_on_the_sequence_is_settled_by_a_new_session(status: Stat
     two.auto = True
     two.hello([(two.table(), 7)])
     assert one.answers
+
+
+def test_every_stamp_bears_the_number_of_the_session_that_hello_named() -> None:
+    rig = Rig()
+    one, two = share_a_zero(rig)
+    two.auto = False
+    for agent, session in ((one, 4), (two, 5)):
+        agent.hello([(agent.table(), 7)], sequence=session)
+        assert rig.core.cluster.agents_by_name[agent.name].plane_session == session
+    one.say(m.LeaseRenew(rig.now_ns))
+    one.fault(5)
+    (_, asked, message), *_ = [item for item in two.asked if isinstance(item[2], m.SetEntries)]
+    assert (asked.epoch, asked.sequence) == (numbered(1, 5), 8), message
+    two.respond(which=m.SetEntries)
+    assert one.answers[-1][0].epoch == numbered(1, 4)
+
+
+def test_a_refusal_of_an_earlier_session_is_no_news() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.drop()
+    agent.hello([(agent.table(), 7)], sequence=4)
+    agent.say(m.Refused(Status.STALE_TERM, 41, "old"), epoch=numbered(1, 3))
+    agent.say(m.Refused(Status.STALE_TERM, 41, "old"))
+    assert agent.closed is None
+    agent.say(m.Refused(Status.SEQUENCE_GAP, 41, "gap"), epoch=numbered(1, 4))
+    assert agent.closed is not None
+
+
+def test_a_number_that_no_session_has() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.hello([], sequence=SESSIONS_MAX + 1)
+    assert agent.welcome.status is Status.BAD_MESSAGE and agent.closed is not None
 
 
 def test_a_refused_answer_ends_the_session() -> None:

@@ -7,7 +7,7 @@ import pytest
 from mapping.effects import BarrierReached, Complete, EpochBegan, Forward, Part, SendFault
 from mapping.engine import Geometry, Limits
 from mapping.entry import ZERO_ENTRY, State, pack
-from mapping.plane import FAIL_REQUEST, FAIL_SEGMENT, REPLACE, Answer, Plane, Stamp
+from mapping.plane import FAIL_REQUEST, FAIL_SEGMENT, REPLACE, SESSIONS_MAX, Answer, Plane, Stamp, numbered
 from mapping.rules import Operation
 from mapping.status import Status
 
@@ -47,6 +47,65 @@ class TestAdmission:
     def test_before_it_nothing_is_accepted(self) -> None:
         plane = Plane(b"i" * 16)
         assert plane.grant_lease(Stamp(0, 0, 1), 0, LEASE, 0)[0] is Status.NOT_ADMITTED
+
+
+class TestSessions:
+    """What was sent in an earlier session of the same term, incarnation and epoch is refused, though in sequence."""
+
+    def begun(self) -> Plane:
+        plane = admitted()
+        for session in (1, 2):
+            assert plane.begin_session() is Status.OK and plane.session == session
+            assert plane.admit(5, 3, CLUSTER, Limits(), LEASE, 1, session)[0] is Status.OK
+        return plane
+
+    @pytest.mark.parametrize("session", [0, 1, 3])
+    def test_the_stamps_of_another_one_are_refused(self, session: int) -> None:
+        plane, of = self.begun(), numbered(1, session)
+        answer = Answer(1, REPLACE, 0, 0, 1, [pack(0, 1)])
+        assert plane.set_entries(stamp(1, epoch=of), 7, 0, 1, [pack(0, 1)], 2)[0] is Status.STALE_EPOCH
+        assert plane.set_state(stamp(1, epoch=of), 7, 0, 1, State.ZERO, True, 2)[0] is Status.STALE_EPOCH
+        assert plane.answer_faults(stamp(1, epoch=of), 7, [answer], 2)[0] is Status.STALE_EPOCH
+        assert plane.grant_lease(stamp(epoch=of), 1, LEASE, 2)[0] is Status.STALE_EPOCH
+        assert plane.table_slots(stamp(epoch=of), 7, [0], 2)[0] is Status.STALE_EPOCH
+        assert plane.suspend(stamp(epoch=of), 7, 2)[0] is Status.STALE_EPOCH
+        assert plane.resume(stamp(epoch=of), 7, 2)[0] is Status.STALE_EPOCH
+        assert plane.begin_job(stamp(epoch=of), "zeroing", [pack(0, 1)], 2)[0] is Status.STALE_EPOCH
+        assert plane.tables[7].table.entries[0] == 0 and plane.tables[7].sequence == 0
+        assert plane.set_entries(stamp(1, epoch=numbered(1, 2)), 7, 0, 1, [pack(0, 1)], 2)[0] is Status.OK
+
+    def test_from_its_beginning_on_before_anybody_is_admitted(self) -> None:
+        """HELLO names the sequences as they are then: nothing may move them before the controller does."""
+        plane = self.begun()
+        assert plane.begin_session() is Status.OK
+        for session in (0, 1, 2):
+            late = plane.set_entries(stamp(1, epoch=numbered(1, session)), 7, 0, 1, [pack(0, 1)], 2)
+            assert late[0] is Status.STALE_EPOCH
+
+    def test_only_the_last_one_is_admitted_or_one_without_a_number(self) -> None:
+        plane = self.begun()
+        for session in (1, 3):
+            assert plane.admit(6, 3, CLUSTER, Limits(), LEASE, 1, session)[0] is Status.STALE_EPOCH
+        assert (plane.term, plane.session) == (5, 2)
+        assert plane.admit(5, 3, CLUSTER, Limits(), LEASE, 1)[0] is Status.OK
+        assert plane.set_entries(stamp(1), 7, 0, 1, [pack(0, 1)], 2)[0] is Status.OK
+
+    def test_neither_the_lease_nor_what_has_begun_notices(self) -> None:
+        plane = admitted()
+        plane.begin_job(stamp(), "copy", [pack(0, 1)], 1)
+        plane.set_entries(stamp(1), 7, 0, 1, [pack(0, 1)], 1)
+        part = Part(Operation.READ, 0, 0, 8)
+        assert plane.tables[7].submit(part, 1) == [Forward(part)]
+        plane.begin_session()
+        assert plane.lease.covers(2) and plane.may_continue("copy", 2)
+        assert plane.tables[7].complete(part, Status.OK, 2) == [Complete(part, Status.OK)]
+
+    def test_numbers_are_never_used_again(self) -> None:
+        plane = admitted()
+        plane._sessions = SESSIONS_MAX - 1
+        assert plane.begin_session() is Status.OK
+        assert plane.begin_session() is Status.LIMIT
+        assert plane.session == SESSIONS_MAX
 
 
 @pytest.mark.parametrize(

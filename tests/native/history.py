@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from mapping.entry import ERROR, NO_WRITE, ZERO_ENTRY, State, pack
+from mapping.plane import numbered
 from mapping.rules import Operation
 from mapping.status import Status
 from tests.native.rig import Command, Kind, Pair, Record
@@ -54,7 +55,7 @@ class Story:
         self.tokens = 0
         self.faults: list[tuple[int, int, int]] = []
         self.jobs: list[int] = []
-        self.run(Command.ADMIT, 1, 1, 99, PARK, IO, LEASE, self.now)
+        self.run(Command.ADMIT, 1, 1, 99, PARK, IO, LEASE, 0, self.now)
         for slot in (0, 1):
             self.run(Command.BIND, slot, slot)
         for number, table in enumerate(TABLES):
@@ -71,7 +72,7 @@ class Story:
 
     def stamp(self, sequence: int = 0) -> list[int]:
         plane = self.plane
-        return [plane.term, plane.incarnation, plane.epoch, sequence]
+        return [plane.term, plane.incarnation, numbered(plane.epoch, plane.session), sequence]
 
     def _next(self, table: int) -> list[int]:
         return self.stamp(self.plane.tables[table].sequence + 1)
@@ -165,6 +166,13 @@ class Story:
         self.run(Command.SUSPEND, *stamp, table, self.now, 0)
         self.run(Command.GRANT, *stamp, self.now, LEASE, self.now)
 
+    def late(self, choose: Choices) -> None:
+        """A message of an earlier or a later session, or of one without a number, that would be in sequence."""
+        table = choose.pick(TABLES)
+        stamp = self._next(table)
+        stamp[2] = numbered(self.plane.epoch, max(0, self.plane.session + choose.pick([-1, 1])) * choose.number(0, 1))
+        self.run(Command.SET_ENTRIES, *stamp, table, self.now, 0, 0, 1, 1, pack(0, 1))
+
     def wait(self, choose: Choices) -> None:
         self.now += choose.pick([1, 1, 10, 10, 50, 50, 100, 200, 1500, 1500])
         if choose.pick([True, False]):
@@ -192,7 +200,10 @@ class Story:
         term = max(0, self.plane.term + choose.pick([0, 1, -1]))
         incarnation, cluster = choose.pick([1, 1, 1, 2]), choose.pick([99, 99, 98])
         park, io = choose.pick([(PARK, IO), (PARK // 2, IO // 2)])
-        self.run(Command.ADMIT, term, incarnation, cluster, park, io, LEASE, self.now)
+        if choose.pick([True, False]):
+            self.run(Command.BEGIN_SESSION)
+        session = choose.pick([0, self.plane.session, self.plane.session, self.plane.session + 1])
+        self.run(Command.ADMIT, term, incarnation, cluster, park, io, LEASE, session, self.now)
 
     def table_slots(self, choose: Choices) -> None:
         slots = choose.pick([[0, 1], [0, 1], [0], [1], [0, 5]])
@@ -245,6 +256,7 @@ MOVES: Final[tuple[Callable[[Story, Choices], None], ...]] = (
     Story.answer,
     Story.replay,
     Story.stale,
+    Story.late,
     Story.wait,
     Story.renew,
     Story.lose_host,

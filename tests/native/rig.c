@@ -456,7 +456,7 @@ run_abort(struct rig *rig, const uint64_t *words)
 	segmap_engine_abort(&table_of(rig, words[0])->engine, (void *)(uintptr_t)words[1]);
 }
 
-/* term, incarnation, cluster, park, io, lease, now */
+/* term, incarnation, cluster, park, io, lease, session, now */
 static void
 run_admit(struct rig *rig, const uint64_t *words)
 {
@@ -464,7 +464,14 @@ run_admit(struct rig *rig, const uint64_t *words)
 
 	memset(cluster, (int)words[2], sizeof(cluster));
 	result(rig, segmap_plane_admit(&rig->plane, words[0], words[1], cluster, words[3], words[4], words[5],
-				       words[6]), NULL);
+				       words[6], words[7]), NULL);
+}
+
+static void
+run_begin_session(struct rig *rig, const uint64_t *words)
+{
+	(void)words;
+	result(rig, segmap_plane_begin_session(&rig->plane), NULL);
 }
 
 static void
@@ -637,8 +644,8 @@ run_look_at_plane(struct rig *rig, const uint64_t *words)
 	const struct segmap_plane *plane = &rig->plane;
 
 	(void)words;
-	RECORD(rig, PLANE, plane->term, plane->incarnation, segmap_lease_epoch(&plane->lease), plane->lease.valid,
-	       plane->lease.deadline_ns, segmap_plane_next_deadline(plane));
+	RECORD(rig, PLANE, plane->term, plane->incarnation, plane->session, segmap_lease_epoch(&plane->lease),
+	       plane->lease.valid, plane->lease.deadline_ns, segmap_plane_next_deadline(plane));
 }
 
 /* The decision for flags, operation, reclaims; the state; the entry after each state command */
@@ -664,7 +671,7 @@ static void (*const commands[])(struct rig *rig, const uint64_t *words) = {
 	run_submit, run_complete, run_withdraw, run_set_entries, run_set_state, run_answer, run_suspend, run_resume,
 	run_grant, run_tick, run_reset, run_abort, run_admit, run_bind, run_unbind, run_create, run_remove, run_drop,
 	run_table_slots, run_resize, run_begin_job, run_may_continue, run_end_job, run_look, run_look_at_plane,
-	run_decide, run_with_state, run_settle,
+	run_decide, run_with_state, run_settle, run_begin_session,
 };
 
 void

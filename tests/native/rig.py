@@ -61,6 +61,7 @@ class Command(IntEnum):
     DECIDE = 25
     WITH_STATE = 26
     SETTLE = 27
+    BEGIN_SESSION = 28
 
 
 class Kind(IntEnum):
@@ -278,8 +279,14 @@ class ReferenceRig:
     def abort(self, table: int, io: int) -> None:
         self._apply(self.plane.tables[table].abort(self._named(io)))
 
-    def admit(self, term: int, incarnation: int, cluster: int, park: int, io: int, lease: int, now: int) -> None:
-        self._outcome(self.plane.admit(term, incarnation, bytes([cluster]) * 16, Limits(park, io), lease, now))
+    def admit(
+        self, term: int, incarnation: int, cluster: int, park: int, io: int, lease: int, session: int, now: int
+    ) -> None:
+        limits = Limits(park, io)
+        self._outcome(self.plane.admit(term, incarnation, bytes([cluster]) * 16, limits, lease, now, session))
+
+    def begin_session(self) -> None:
+        self._result(self.plane.begin_session())
 
     def bind(self, slot: int, container: int) -> None:
         self._result(self.plane.bind_slot(slot, bytes([container]) * 16))
@@ -351,6 +358,7 @@ class ReferenceRig:
                 Kind.PLANE,
                 plane.term,
                 plane.incarnation,
+                plane.session,
                 plane.epoch,
                 lease.valid,
                 lease.deadline_ns,

@@ -95,7 +95,7 @@ def test_faults_are_found_among_many(make_pair: Callable[..., Pair]) -> None:
 def test_tables_of_any_size(pair: Pair) -> None:
     """The largest table takes no memory until it is used; shapes that cannot be are refused."""
     run = pair.native.run
-    run(Command.ADMIT, 1, 1, 99, 1, 1, LEASE, 1)
+    run(Command.ADMIT, 1, 1, 99, 1, 1, LEASE, 0, 1)
     run(Command.BIND, 0, 0)
     largest = 1 << 36
     for segments, size, block, status in [
@@ -135,9 +135,9 @@ def test_a_lease_ends_at_the_end_of_time_at_the_latest(pair: Pair) -> None:
     """A duration that no clock can hold wraps nowhere."""
     story = Story(pair)
     run = pair.native.run
-    run(Command.ADMIT, 1, 1, 99, NEVER, NEVER, NEVER, 1)
+    run(Command.ADMIT, 1, 1, 99, NEVER, NEVER, NEVER, 0, 1)
     assert run(Command.GRANT, 1, 1, 1, 0, 1, NEVER, story.now) == [(Kind.RESULT, Status.OK)]
-    assert run(Command.LOOK_AT_PLANE)[0][5:] == (NEVER, NEVER)
+    assert run(Command.LOOK_AT_PLANE)[0][6:] == (NEVER, NEVER)
     assert run(Command.SUBMIT, TABLE, 0, 0, Operation.FLUSH, NEVER, 0, 0, 1, 1, NEVER - 1)[0][0] == Kind.FORWARD
 
 

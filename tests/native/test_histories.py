@@ -91,7 +91,7 @@ def test_the_histories_see_everything(make_pair: Callable[..., Pair]) -> None:
     results = {record[1] for record in story.pair.native.log if record[0] == Kind.RESULT}
     assert len(statuses) >= 7
     assert len(results) >= 12
-    assert len(MOVES) == 21
+    assert len(MOVES) == 22
 
 
 @pytest.fixture(scope="session")

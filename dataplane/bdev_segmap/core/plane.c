@@ -30,8 +30,18 @@ segmap_plane_init(struct segmap_plane *plane, const uint8_t instance[16], const 
 /* ---- standing ---- */
 
 enum segmap_status
+segmap_plane_begin_session(struct segmap_plane *plane)
+{
+	if (plane->sessions >= SEGMAP_SESSIONS_MAX) {
+		return SEGMAP_STATUS_LIMIT;
+	}
+	plane->session = ++plane->sessions;
+	return SEGMAP_STATUS_OK;
+}
+
+enum segmap_status
 segmap_plane_admit(struct segmap_plane *plane, uint64_t term, uint64_t incarnation, const uint8_t cluster[16],
-		   uint64_t park_ns, uint64_t io_ns, uint64_t lease_max_ns, uint64_t now_ns)
+		   uint64_t park_ns, uint64_t io_ns, uint64_t lease_max_ns, uint64_t session, uint64_t now_ns)
 {
 	bool known = plane->incarnation != 0;
 
@@ -44,8 +54,12 @@ segmap_plane_admit(struct segmap_plane *plane, uint64_t term, uint64_t incarnati
 	if (incarnation == 0 || term == 0 || (known && memcmp(cluster, plane->cluster, sizeof(plane->cluster)) != 0)) {
 		return SEGMAP_STATUS_BAD_MESSAGE;
 	}
+	if (session != 0 && session != plane->sessions) {
+		return SEGMAP_STATUS_STALE_EPOCH;
+	}
 	plane->term = term;
 	plane->incarnation = incarnation;
+	plane->session = session;
 	memcpy(plane->cluster, cluster, sizeof(plane->cluster));
 	plane->lease.duration_max_ns = lease_max_ns;
 	plane->limits.park_ns = park_ns;
@@ -67,7 +81,10 @@ segmap_plane_check(const struct segmap_plane *plane, const struct segmap_stamp *
 	if (stamp->incarnation != plane->incarnation) {
 		return SEGMAP_STATUS_STALE_INCARNATION;
 	}
-	return stamp->epoch == segmap_lease_epoch(&plane->lease) ? SEGMAP_STATUS_OK : SEGMAP_STATUS_STALE_EPOCH;
+	if (stamp->epoch != segmap_numbered(segmap_lease_epoch(&plane->lease), plane->session)) {
+		return SEGMAP_STATUS_STALE_EPOCH;
+	}
+	return SEGMAP_STATUS_OK;
 }
 
 enum segmap_status

@@ -2,9 +2,10 @@
  *
  * The data plane's core: its tables, its lease, and what it refuses.
  *
- * Everything that carries entries bears a stamp. A stamp of a lower term, of another incarnation or of another epoch is
- * refused; within a table, sequences are applied in order and without gaps. A right sequence is consumed even if its
- * content is refused. All functions are the owner's, and the same as in mapping/plane.py.
+ * Everything that carries entries bears a stamp. A stamp of a lower term, of another incarnation, of another epoch or of
+ * another session is refused; within a table, sequences are applied in order and without gaps. A right sequence is
+ * consumed even if its content is refused. Sessions of the daemon with a controller are numbered here: what was sent in
+ * an earlier one is refused, whoever still has it. All functions are the owner's, and the same as in mapping/plane.py.
  */
 #ifndef SEGMAP_PLANE_H
 #define SEGMAP_PLANE_H
@@ -13,6 +14,8 @@
 
 #define SEGMAP_TABLES_MAX SEGMAP_WIRE_TABLES_MAX
 #define SEGMAP_TABLE_BUCKETS 4096u
+#define SEGMAP_SESSION_SHIFT 32
+#define SEGMAP_SESSIONS_MAX UINT32_MAX
 
 /* How long parked I/O and container I/O may take, and how much may be parked at one table. */
 struct segmap_limits {
@@ -21,7 +24,7 @@ struct segmap_limits {
 	uint32_t parked_max;
 };
 
-/* Where a message stands in the order of things; `sequence` is 0 where none is needed. */
+/* Where a message stands in the order of things; `sequence` is 0 where none is needed, `epoch` is numbered. */
 struct segmap_stamp {
 	uint64_t term;
 	uint64_t incarnation;
@@ -56,6 +59,8 @@ struct segmap_plane {
 	uint8_t cluster[16];
 	uint64_t term;
 	uint64_t incarnation; /* 0: not admitted yet */
+	uint64_t session;     /* what stamps have to bear; 0: no number */
+	uint64_t sessions;    /* how many have begun */
 	struct segmap_lease lease;
 	struct segmap_limits limits;
 	struct segmap_engines engines; /* in the order of their creation */
@@ -72,12 +77,25 @@ struct segmap_plane {
 void segmap_plane_init(struct segmap_plane *plane, const uint8_t instance[16], const struct segmap_limits *limits,
 		       const struct segmap_effects *effects, void *ctx);
 
-/* A controller of `term` has admitted this data plane. Outstanding faults are to be sent again. */
+/* What stamps say of the epoch and of the session in which they were made. */
+static inline uint64_t
+segmap_numbered(uint64_t epoch, uint64_t session)
+{
+	return session << SEGMAP_SESSION_SHIFT | epoch;
+}
+
+/* A session with a controller is about to begin, as number `session`: stamps of all before it are refused. */
+enum segmap_status segmap_plane_begin_session(struct segmap_plane *plane);
+
+/*
+ * A controller of `term` has admitted this data plane. Outstanding faults are to be sent again. `session`: what its
+ * stamps will bear, the number of the session that has begun last, or 0.
+ */
 enum segmap_status segmap_plane_admit(struct segmap_plane *plane, uint64_t term, uint64_t incarnation,
 				      const uint8_t cluster[16], uint64_t park_ns, uint64_t io_ns,
-				      uint64_t lease_max_ns, uint64_t now_ns);
+				      uint64_t lease_max_ns, uint64_t session, uint64_t now_ns);
 
-/* OK if the stamp is of the present term, incarnation and epoch. Tick first. */
+/* OK if the stamp is of the present term, incarnation, epoch and session. Tick first. */
 enum segmap_status segmap_plane_check(const struct segmap_plane *plane, const struct segmap_stamp *stamp);
 
 enum segmap_status segmap_plane_grant_lease(struct segmap_plane *plane, const struct segmap_stamp *stamp,

@@ -247,6 +247,7 @@ class Agent:
         self.lease_until_ns = 0
         self.tables: dict[int, AgentTable] = {}
         self.attachments: dict[int, Attachment] = {}
+        self.strays: set[int] = set()
         self.exports: dict[str, Any] = {}
         self.exports_arriving: dict[str, Any] = {}
         self.exports_known = False

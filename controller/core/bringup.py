@@ -485,7 +485,15 @@ class BringUp:
             self._table(table, now_ns)
 
     def delete_stray(self, agent: Agent, table_id: int, now_ns: int) -> None:
-        """The agent has a table that nobody wants: it was withdrawn while the agent was away."""
-        self._cluster.commands.order(
-            agent, lambda: (DeleteTable(), table_id, False), lambda status, response, now: None, now_ns
-        )
+        """The agent has a table that nobody wants: it was withdrawn while the agent was away, or is not ours.
+
+        Its I/O is not left waiting: it ends with the table (NO-TABLE: missing [claim 28])."""
+        if table_id in agent.strays:
+            return
+        agent.strays.add(table_id)
+        self._cluster.log.add(now_ns, "warning", "agent", f"agent {agent.name} has table {table_id:#x}, deleting it")
+
+        def done(status: int, response: Any, now_ns: int) -> None:
+            agent.strays.discard(table_id)
+
+        self._cluster.commands.order(agent, lambda: (DeleteTable(), table_id, False), done, now_ns)

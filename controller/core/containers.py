@@ -22,7 +22,7 @@ from mapping.status import Status
 
 SEGMENTS_MIN: Final = 2
 _LASTING: Final = {
-    Status.FOREIGN_DATA: ("foreign_data", "add it with force if what is on it may be lost"),
+    Status.FOREIGN_DATA: ("foreign_data", "add it with --force if what is on it may be lost"),
     Status.LABEL_MISMATCH: ("foreign_data", "it belongs to another cluster or container"),
     Status.OUT_OF_RANGE: ("refused", "its size differs from what the exporter says"),
     Status.UNSUPPORTED: ("refused", ""),

@@ -94,6 +94,8 @@ class Faults:
             table = agent.tables.get(table_id >> 32)
             if table is not None and table.table_id == table_id:
                 self._decide(table, group, now_ns)
+            else:
+                self._cluster.bringup.delete_stray(agent, table_id, now_ns)
 
     def _decide(self, table: AgentTable, faults: list[Fault], now_ns: int) -> None:
         """At most as many together as one answer can carry. While the table is being deleted they wait."""

@@ -387,7 +387,7 @@ class Operations:
         vdisk = self._vdisk(request)
         if vdisk.presentations and not request.args["force"] and not vdisk.deleting:
             agents = ", ".join(self._cluster.agents[number].name for number in vdisk.presentations)
-            hint = "withdraw it first, or use force"
+            hint = f"`segmap vdisk withdraw {name}` first, or delete it with --force"
             raise Refusal("busy", f"vdisk {name} is presented at {agents}", hint)
         self._accept(request)
         self._volumes.delete(

@@ -327,3 +327,43 @@ def test_too_many_waiting_faults_end_the_session() -> None:
     assert one.closed is None
     one.fault(5)
     assert one.closed is not None and one.closed.status is Status.LIMIT
+
+
+def test_no_table_is_answered_by_a_new_one() -> None:
+    """Deleting, at the data plane: what it parked ends with the table, and the vdisk gets another."""
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    created, presented = len(agent.ordered(m.CreateTable)), len(agent.ordered(m.Present))
+    agent.fault(3, FaultKind.NO_TABLE, 0)
+    agent.fault(4, FaultKind.NO_TABLE, 0)
+    assert len(agent.ordered(m.DeleteTable)) == 2, "one each: the first was over when the second came"
+    assert len(agent.ordered(m.CreateTable)) == created + 2 and len(agent.ordered(m.Present)) == presented + 2
+    agent.fault(3)
+    assert has_location(agent.last_answer()[1][0])
+    assert rig.ask("cluster.status")["faults"]["parked"] == 0
+
+
+def test_no_table_of_a_vdisk_that_is_being_withdrawn_ends_with_it() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.auto = False
+    rig.ask("vdisk.withdraw", name="v", agents=["a"])
+    agent.respond(which=m.Withdraw)
+    agent.fault(3, FaultKind.NO_TABLE, 0)
+    agent.respond(which=m.DeleteTable)
+    assert not agent.asked and rig.ask("cluster.status")["faults"]["parked"] == 0
+
+
+def test_faults_of_a_table_that_nobody_knows_end_with_it() -> None:
+    """Missing, at the controller."""
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.auto = False
+    agent.fault(1, vdisk=77)
+    agent.fault(2, vdisk=77)
+    assert [type(asked[2]) for asked in agent.asked] == [m.DeleteTable], "once is enough"
+    assert agent.asked[0][1].table == agent.table(77)
+    assert any(f"has table {agent.table(77):#x}" in log.text for log in rig.logs)
+    agent.respond()
+    agent.fault(3, vdisk=77)
+    assert len(agent.asked) == 1

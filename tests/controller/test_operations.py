@@ -447,3 +447,14 @@ def test_while_the_store_is_full_what_has_to_be_durable_shares_one_commit() -> N
     records = rig.store.load().objects
     assert records["container"]["0"]["trsvcid"] == "1099"  # type: ignore[index,call-overload]
     assert records["agent"][str(agent.number)]["machine"] == agent.machine.hex()  # type: ignore[index,call-overload]
+
+
+def test_hints_name_what_can_be_typed() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    busy = rig.ask("vdisk.delete", name="v")
+    assert (busy.code, busy.hint) == ("busy", "`segmap vdisk withdraw v` first, or delete it with --force")
+    agent.refusing[m.AttachContainer] = Status.FOREIGN_DATA
+    rig.announce(rig.agent("other", 2), {"spare": 64})
+    foreign = rig.ask("container.add", name="c2", agent="other", export="spare")
+    assert (foreign.code, "--force" in foreign.hint) == ("foreign_data", True)

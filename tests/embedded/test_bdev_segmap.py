@@ -25,7 +25,7 @@ from channel.values import AnswerAction, Header
 from dataplane.embedded.bdev import BdevError, BdevEvent
 from dataplane.embedded.bdev_segmap import WINDOW_PARTS
 from mapping.entry import ERROR_ENTRY, NO_WRITE, ZERO_ENTRY, State
-from mapping.rules import Operation
+from mapping.rules import FaultKind, Operation
 from mapping.status import Status
 from tests.embedded.scripted_daemon import (
     INCARNATION,
@@ -676,3 +676,22 @@ async def test_the_direct_path_says_what_the_general_one_says() -> None:
                 length = dice.choice((512, 4096, SEGMENT))
                 if offset + length <= disk.size:
                     assert straight(offset, length) == general(disk, offset, length)
+
+
+@on_loop
+async def test_io_on_a_table_that_is_being_deleted_faults_with_no_table_and_ends_with_it() -> None:
+    async with Rig() as rig:
+        disk = await rig.ready()
+        left = asyncio.get_running_loop().create_future()
+        close = disk.open(lambda event: left.done() or left.set_result(event))
+        parked = read(disk, 0)
+        await rig.daemon.fault(1)
+        deleting = asyncio.ensure_future(rig.layer.unregister(disk))
+        await left
+        late = read(disk, SEGMENT)
+        faults = await rig.daemon.fault(2)
+        assert [(fault.segment, fault.kind) for fault in faults][-1] == (1, FaultKind.NO_TABLE)
+        assert not deleting.done() and late.status is None
+        close()
+        await deleting
+        assert (parked.status, late.status) == (Status.CANCELLED, Status.CANCELLED)

@@ -31,6 +31,7 @@ class ContainerConfig:
     aio: `path`, `size_bytes` (a missing file is created sparse; 0: the file must exist), `block_size`.
     malloc, null: `size_bytes`, `block_size`. bdev: `bdev`, the name of a bdev the target has already.
     nvme: `traddr`, the PCIe address of a local NVMe controller (SPDK only); `nsid` is its namespace.
+    `faults`: what is exported is a delay bdev on an error bdev on it, which do nothing until they are told to.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ContainerConfig:
     traddr: str = ""
     nsid: int = 1
     subnqn: str = ""
+    faults: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from spdk_rpc.steps import Steps, make
 MALLOC_PRODUCT = "Malloc disk"
 AIO_PRODUCT = "AIO disk"
 NULL_PRODUCT = "Null disk"
+ERROR_PRODUCT = "Error Injection Disk"
+DELAY_PRODUCT = "delay"
 SET_OPTIONS = "bdev_nvme_set_options"
 
 
@@ -97,8 +99,28 @@ class NullContainer:
     uuid: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorContainer:
+    """What fails I/O on another bdev as it is told; for tests."""
+
+    base: str
+
+    @property
+    def name(self) -> str:
+        """SPDK's choice."""
+        return f"EE_{self.base}"
+
+
+@dataclass(frozen=True, slots=True)
+class DelayContainer:
+    """What delays I/O on another bdev as it is told, at first not at all; for tests."""
+
+    name: str
+    base: str
+
+
 NvmeContainer = NvmeTcpContainer | NvmePcieContainer
-BdevContainer = AioContainer | MallocContainer | NullContainer
+BdevContainer = AioContainer | MallocContainer | NullContainer | ErrorContainer | DelayContainer
 Container = NvmeContainer | BdevContainer
 
 
@@ -228,7 +250,7 @@ def _plan_nvme(container: NvmeContainer, known: Controller | None) -> Sequence[C
     return [attach] if known is None else [bdev_nvme.detach_controller(container.name), attach]
 
 
-def _create(container: BdevContainer) -> Call[str]:
+def _create(container: BdevContainer) -> Call[str] | Call[bool]:
     match container:
         case AioContainer(name, filename, block_size, uuid, read_only):
             return bdev.aio_create(name, filename, block_size, uuid=uuid, read_only=read_only)
@@ -236,6 +258,10 @@ def _create(container: BdevContainer) -> Call[str]:
             return bdev.malloc_create(name, block_size, num_blocks, uuid)
         case NullContainer(name, block_size, num_blocks, uuid):
             return bdev.null_create(name, block_size, num_blocks, uuid)
+        case ErrorContainer(base):
+            return bdev.error_create(base)
+        case DelayContainer(name, base):
+            return bdev.delay_create(name, base)
 
 
 def _delete(container: BdevContainer) -> Call[bool]:
@@ -246,6 +272,10 @@ def _delete(container: BdevContainer) -> Call[bool]:
             return bdev.malloc_delete(name)
         case NullContainer(name):
             return bdev.null_delete(name)
+        case ErrorContainer():
+            return bdev.error_delete(container.name)
+        case DelayContainer(name):
+            return bdev.delay_delete(name)
 
 
 def _product(container: BdevContainer) -> str:
@@ -256,12 +286,18 @@ def _product(container: BdevContainer) -> str:
             return MALLOC_PRODUCT
         case NullContainer():
             return NULL_PRODUCT
+        case ErrorContainer():
+            return ERROR_PRODUCT
+        case DelayContainer():
+            return DELAY_PRODUCT
 
 
 def _difference(container: BdevContainer, found: Bdev) -> str | None:
     """What about the bdev is not as wanted."""
     if found.product_name != _product(container):
         return f"it is a {found.product_name}, not a {_product(container)}"
+    if isinstance(container, ErrorContainer | DelayContainer):
+        return _other_base(container.base, found)
     wanted: list[tuple[str, object, object]] = [("block_size", container.block_size, found.block_size)]
     if isinstance(container, AioContainer):
         wanted.append(("filename", container.filename, found.driver_specific.get("aio", {}).get("filename")))
@@ -270,3 +306,9 @@ def _difference(container: BdevContainer, found: Bdev) -> str | None:
     if container.uuid is not None:
         wanted.append(("uuid", container.uuid.lower(), found.uuid.lower()))
     return next((f"{name} is {there!r}, not {want!r}" for name, want, there in wanted if want != there), None)
+
+
+def _other_base(base: str, found: Bdev) -> str | None:
+    kinds = (("error_disk", "base_bdev"), ("delay", "base_bdev_name"))
+    there = [found.driver_specific.get(kind, {}).get(name) for kind, name in kinds]
+    return None if base in there else f"it stands on {next(filter(None, there), None)!r}, not on {base!r}"

@@ -13,7 +13,16 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from agent.config import ContainerConfig
 from agent.core.procedures import NQN_PREFIX, Part
 from agent.core.work import EnsureFile, Procedure
-from spdk_rpc.containers import AioContainer, Container, MallocContainer, NullContainer, NvmePcieContainer, attach
+from spdk_rpc.containers import (
+    AioContainer,
+    Container,
+    DelayContainer,
+    ErrorContainer,
+    MallocContainer,
+    NullContainer,
+    NvmePcieContainer,
+    attach,
+)
 from spdk_rpc.converge import TargetError, read_bdev
 from spdk_rpc.errors import RpcFailure
 from spdk_rpc.exports import Export, ExportNamespace, FrontEnd
@@ -22,6 +31,7 @@ from spdk_rpc.methods.bdev import Bdev
 CONTAINER_MODEL: Final = "segmap container"
 NSID: Final = 1
 SERIAL_LENGTH: Final = 20
+FAULTY_PREFIX: Final = "faults-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,12 @@ def _bdev(container: ContainerConfig, uuid: str) -> Part:
         if container.kind == "aio" and container.size_bytes:
             yield EnsureFile(str(container.path), container.size_bytes)
         yield from attach(_created(container, uuid))
+    if container.faults:
+        error = ErrorContainer(name)
+        delay = DelayContainer(FAULTY_PREFIX + name, error.name)
+        yield from attach(error)
+        yield from attach(delay)
+        name = delay.name
     found = yield from read_bdev(name)
     if found is None:
         raise TargetError(f"the target has no bdev {name}")

@@ -111,6 +111,7 @@ def _container_config(document: Document, export: dict[str, Any]) -> ContainerCo
         bdev=export["bdev"] or "",
         traddr=export["traddr"] or "",
         nsid=export["nsid"],
+        faults=export["faults"],
     )
 
 

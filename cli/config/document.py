@@ -70,6 +70,13 @@ EXPORT = Section(
         Key("bdev", TEXT, "bdev: its name.", None),
         Key("traddr", TEXT, "nvme: its PCIe address, like 0000:01:00.0.", None),
         Key("nsid", integer(1, 1 << 16), "nvme: the namespace.", "1"),
+        Key(
+            "faults",
+            BOOLEAN,
+            "In a test system: export a delay bdev `faults-BDEV` on an error bdev `EE_BDEV` on the storage's bdev. Both"
+            " do nothing until `spdk-rpc bdev_delay_update_latency` or `spdk-rpc bdev_error_inject_error` tells them.",
+            "false",
+        ),
     ),
     _check_export,
 )

@@ -123,6 +123,41 @@ def null_delete(name: str) -> Call[bool]:
     return Call("bdev_null_delete", {"name": name}, read_true)
 
 
+def error_create(base_name: str) -> Call[bool]:
+    """``bdev_error_create``: ``EE_<base_name>``, which fails I/O as it is told; without a base, when there is one."""
+    return Call("bdev_error_create", {"base_name": base_name}, read_true)
+
+
+def error_delete(name: str) -> Call[bool]:
+    """``bdev_error_delete``"""
+    return Call("bdev_error_delete", {"name": name}, read_true)
+
+
+def error_inject(name: str, io_type: str, error_type: str, num: int = 1) -> Call[bool]:
+    """``bdev_error_inject_error``: the next ``num`` I/Os of a type (read, write, unmap, flush, all; clear: none)."""
+    params = {"name": name, "io_type": io_type, "error_type": error_type, "num": num}
+    return Call("bdev_error_inject_error", params, read_true)
+
+
+def delay_create(name: str, base_bdev_name: str, read_us: int = 0, write_us: int = 0) -> Call[str]:
+    """``bdev_delay_create``: the name. Reads and writes end so many microseconds later."""
+    params: dict[str, Any] = {"name": name, "base_bdev_name": base_bdev_name}
+    for kind, latency in (("read", read_us), ("write", write_us)):
+        params |= {f"avg_{kind}_latency": latency, f"p99_{kind}_latency": latency}
+    return Call("bdev_delay_create", params, read_text)
+
+
+def delay_delete(name: str) -> Call[bool]:
+    """``bdev_delay_delete``"""
+    return Call("bdev_delay_delete", {"name": name}, read_true)
+
+
+def delay_update(name: str, latency_type: str, latency_us: int) -> Call[bool]:
+    """``bdev_delay_update_latency``: avg_read, p99_read, avg_write or p99_write."""
+    params = {"delay_bdev_name": name, "latency_type": latency_type, "latency_us": latency_us}
+    return Call("bdev_delay_update_latency", params, read_true)
+
+
 def read_bdev(node: Node) -> Bdev:
     supported = read_object(node.member("supported_io_types", {}))
     return Bdev(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from agent.config import ContainerConfig
@@ -150,3 +152,30 @@ def test_flushes_reach_a_local_nvme_container() -> None:
     driver.target.flush = False
     driver.start()
     assert driver.target.flush is True
+
+
+def test_a_container_that_can_be_made_to_fail() -> None:
+    """What is exported is a delay bdev on an error bdev on the storage; made once, however often one looks."""
+    driver = exporter(replace(MEMORY, faults=True))
+    bdevs = driver.target.bdevs
+
+    def stand(name: str, product: str, driver_specific: dict[str, Any]) -> None:
+        bdevs[name] = replace(bdevs["ram0"], name=name, product_name=product, driver_specific=driver_specific)
+
+    def error_create(base_name: str) -> bool:
+        stand("EE_" + base_name, "Error Injection Disk", {"error_disk": {"base_bdev": base_name}})
+        return True
+
+    def delay_create(name: str, base_bdev_name: str, **latencies: int) -> str:
+        assert set(latencies.values()) == {0}
+        stand(name, "delay", {"delay": {"base_bdev_name": base_bdev_name}})
+        return name
+
+    driver.target.bdev_error_create = error_create  # type: ignore[attr-defined]
+    driver.target.bdev_delay_create = delay_create  # type: ignore[attr-defined]
+    assert not of(e.Alarm, driver.start())
+    (namespace,) = driver.target.subsystems[NQN + "ram0"].namespaces
+    assert namespace.bdev_name == "faults-ram0"
+    assert bdevs["faults-ram0"].driver_specific == {"delay": {"base_bdev_name": "EE_ram0"}}
+    assert not of(e.Alarm, driver.advance(6))
+    assert len(driver.target.called("bdev_error_create")) == len(driver.target.called("bdev_delay_create")) == 1

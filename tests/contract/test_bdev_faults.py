@@ -12,7 +12,10 @@ import pytest
 
 from dataplane.embedded.nvme_host import NvmeStatusError, NvmeTcpHost
 from fabric.nvme_tcp import spec
+from spdk_rpc.containers import DelayContainer, ErrorContainer, MallocContainer
+from spdk_rpc.converge import TargetConflict
 from spdk_rpc.exports import Export, ExportNamespace
+from spdk_rpc.methods import bdev as typed
 from spdk_rpc.target import Target
 from tests.contract.conftest import NQN, Plane
 from tests.contract.front_ends import free_front_end
@@ -256,3 +259,36 @@ def test_reads_and_writes_are_late(plane: Plane, delay: str) -> None:
         assert await host.read(1, 4096, 4096) == PATTERN
 
     through(plane, delay, play)
+
+
+def test_typed_calls(plane: Plane, error: str) -> None:
+    client, name = plane.client, f"d-{error}"
+    assert client.run(typed.error_inject(error, "read", "failure", 3)) is True
+    assert client.run(typed.delay_create(name, error, write_us=5)) == name
+    assert client.run(typed.delay_update(name, "avg_read", 1)) is True
+    (found,) = client.run(typed.get_bdevs(name))
+    latencies = {kind: value for kind, value in found.driver_specific["delay"].items() if kind.endswith("latency")}
+    assert latencies == {"avg_read_latency": 1, "p99_read_latency": 0, "avg_write_latency": 5, "p99_write_latency": 5}
+    assert client.run(typed.delay_delete(name)) is True
+
+
+def test_attached_as_what_they_are_and_only_once(plane: Plane) -> None:
+    """As an exporter with `faults` has them."""
+    base = MallocContainer(f"m-{uuid.uuid4().hex[:8]}", 512, 2048)
+    error = ErrorContainer(base.name)
+    delay = DelayContainer(f"faults-{base.name}", error.name)
+
+    async def run() -> None:
+        target = await Target.adopt(plane.rpc_socket, front_end=free_front_end())
+        try:
+            for container in (base, error, delay, error, delay):
+                (bdev,) = await target.attach(container)
+                assert (bdev.name, bdev.size_bytes) == (container.name, 1 << 20)
+            with pytest.raises(TargetConflict, match="stands on"):
+                await target.attach(DelayContainer(delay.name, base.name))
+            for container in (delay, error, base, base):
+                await target.detach(container)
+        finally:
+            await target.close()
+
+    asyncio.run(run())

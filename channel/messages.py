@@ -136,8 +136,8 @@ class Hello(Message):
     """First message of an agent. Header: term, incarnation and epoch as the data plane has them, 0 if none; as sequence
     the number that it has given this session (0: it gives none).
 
-    `machine`: the boot that it runs in. A new instance there proves that the one before it is gone; one elsewhere, or
-    16 zeroes, proves nothing. The response may come late: the incarnation before this one has to be fenced first.
+    `machine`: 8 bytes for the machine, 8 for the boot that it runs in. A new instance in the same boot proves that the
+    one before it is gone, in another boot of the machine, too, once its lease is over; zeroes prove nothing. The response may come late: the incarnation before this one has to be fenced first.
     """
 
     version_min: U8

@@ -13,7 +13,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
-from channel import generate  # noqa: E402
+from channel import generate, refusals  # noqa: E402
 from ci import claims  # noqa: E402
 from cli.command import API_VARIABLE, DEFAULT_API, Argument, Command  # noqa: E402
 from cli.commands import COMMANDS, GROUPS  # noqa: E402
@@ -160,11 +160,23 @@ def operation_lines(row: operations.Operation) -> Iterator[str]:
         yield f"| `{parameter.name}` | {cell(parameter.expected)} | {default} | {cell(parameter.doc)} |"
 
 
+def refusals_page() -> Iterator[str]:
+    yield "# What is refused when"
+    yield ""
+    yield f"{MADE} A test drives every row through the cores."
+    yield ""
+    yield "Every message bears term, incarnation, epoch and, in a table, sequence (docs/wire.md). A refused request is"
+    yield "answered with the status, a refused notice with REFUSED. What an ended session leaves open is settled by the"
+    yield "next one: its HELLO says where the data plane stands, unanswered commands and faults are sent again."
+    yield from refusals.page()
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/api.md": api_page,
     "docs/claims.md": claims_page,
     "docs/cli.md": cli_page,
     "docs/config.md": config_page,
+    "docs/refusals.md": refusals_page,
     "docs/wire.md": lambda: iter(generate.text("wire-reference").splitlines()),
     "dataplane/bdev_segmap/segmap_wire.h": lambda: iter(generate.text("c-header").splitlines()),
 }

@@ -36,6 +36,9 @@ def status(context: Context) -> int:
         for row in answer["vdisks"]
     ]
     output.table(["vdisk", "state", "size", "allocated segments", "presented at"], vdisks)
+    for fence in answer["fences"]:
+        for text in fence["waiting_for"]:
+            output.line(f"{fence['state']} agent {fence['agent']} waits for {text}", "yellow")
     for alarm in answer["alarms"]:
         output.line(f"{alarm['severity']}: {alarm['text']}", "bold red")
     return 0

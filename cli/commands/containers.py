@@ -41,6 +41,7 @@ def show_one(context: Context, container: dict[str, Any]) -> int:
             ("address", f"{container['traddr']}:{container['trsvcid']} {container['subnqn']} nsid {container['nsid']}"),
             ("volatile cache", container["volatile_cache"]),
             ("attached at", container["attached_at"]),
+            ("not fenced there", container["not_fenced"]),
         ]
     )
     return 0

@@ -135,6 +135,9 @@ def _name(doc: str) -> Parameter:
 _SEGMENT_SIZE = Parameter("segment_size", "number", "bytes; a power of two; 0: the cluster's default", 0, 0, 1 << 30)
 _START = Parameter("start", "number", "first segment", 0)
 _VDISK = "a vdisk's name"
+_AGENT = Parameter("agent", "name", "an agent's name")
+_WAIT = Parameter("wait_s", "number", "how long to wait for the end before saying how far it is", 30, 0, 40)
+_FENCE = "state, why, confirmed_dead, lease_over_in_s, containers of {container, exporter, state, detail}, waiting_for"
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -143,7 +146,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/v1/status",
         "Everything at a glance: agents, containers, vdisks, faults, alarms.",
         (),
-        "cluster, name, term, leader, uptime_s, agents, containers, vdisks, faults, alarms, store",
+        "cluster, name, term, leader, uptime_s, agents, containers, vdisks, faults, fences, alarms, store",
     ),
     Operation(
         "container.add",
@@ -168,7 +171,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/v1/containers/{name}",
         "One container.",
         (_name("a container's name"),),
-        "name, slot, uuid, state, exporter, export, segments by state, attached_at, …",
+        "name, slot, uuid, state, exporter, export, segments by state, attached_at, not_fenced, …",
     ),
     Operation(
         "vdisk.create",
@@ -271,8 +274,38 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/v1/agents/{agent}/fence",
         "Cuts an agent's incarnation off from every container, confirmed by the container hosts.",
-        (Parameter("agent", "name", "an agent's name"),),
-        "agent, incarnation, state, waiting_for",
+        (_AGENT, _WAIT),
+        f"agent, incarnation, done, {_FENCE}",
+        mutating=True,
+        role="admin",
+    ),
+    Operation(
+        "agent.drain",
+        "POST",
+        "/v1/agents/{agent}/drain",
+        "Takes everything away from an agent, each thing answered when its I/O has ended: then it can be stopped, and "
+        "no fence is needed. What was presented there is recorded, and comes back with undrain.",
+        (_AGENT, _WAIT),
+        f"agent, incarnation, done, {_FENCE}",
+        mutating=True,
+    ),
+    Operation(
+        "agent.undrain",
+        "POST",
+        "/v1/agents/{agent}/undrain",
+        "Lets an agent hold again what is wanted of it.",
+        (_AGENT, _WAIT),
+        f"agent, incarnation, done, {_FENCE}",
+        mutating=True,
+    ),
+    Operation(
+        "agent.confirm_dead",
+        "POST",
+        "/v1/agents/{agent}/confirm-dead",
+        "Says that an agent's machine is off, where nobody can be asked: a mapper whose container hosts cannot be "
+        "reached, or a container host of which fences wait. If the machine still runs, data will be lost.",
+        (_AGENT, Parameter("confirm", "name", "the agent's name again"), _WAIT),
+        f"agent, incarnation, done, assumed (what is believed without proof), {_FENCE}",
         mutating=True,
         role="admin",
     ),

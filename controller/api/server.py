@@ -114,6 +114,8 @@ class ApiServer:
             try:
                 result = await self._call(operation.name, arguments, request_id)
                 detail["outcome"] = "done"
+                if "assumed" in result:
+                    detail["assumed"] = result["assumed"]
             except ApiError as error:
                 detail["outcome"] = error.code
                 raise

@@ -25,6 +25,8 @@ from controller.store.interface import JsonValue
 from mapping.plane import SESSIONS_MAX
 from mapping.status import Status
 
+MACHINE_BYTES: Final = 8
+"""Of HELLO.machine: which machine; the rest says which boot of it."""
 DOUBLE_NS: Final = 60 * SECOND_NS
 
 
@@ -184,10 +186,12 @@ class Admission:
         self._refuse(session, status, detail)
 
     def _replaced(self, agent: Agent, hello: Hello, now_ns: int) -> None:
-        """A new instance on the same machine has taken the place of the one before.
+        """A new instance has taken the place of the one before.
 
-        On another machine, or after a boot, that one may still run: its lease has to expire. Its own exports cannot
-        deny it then; they count as gone once the I/O that it began with the lease has passed its deadline, too.
+        In the same boot of the same machine that one is over, and what it exported, too. So it is after another boot;
+        but images of machines are copied with their names, so its lease has to expire first. On another machine it may
+        still run, and no time ends its I/O (design: a lease does not prove that): where nobody else can deny it, which
+        is at its own exports, somebody has to say that its machine is off.
         """
         if _is_at(agent, hello.machine):
             agent.replaced = True
@@ -199,7 +203,8 @@ class Admission:
                 self._restarted_exports(agent, hello, now_ns)
                 self._cluster.fencing.proceed(agent, now_ns)
 
-        self._cluster.timers.at(max(agent.lease_until_ns, now_ns) + self._cluster.timing.io_deadline_ns, passed)
+        if _is_rebooted(agent, hello.machine):
+            self._cluster.timers.at(max(agent.lease_until_ns, now_ns), passed)
 
     def _restarted_exports(self, agent: Agent, hello: Hello, now_ns: int) -> None:
         """One process is both data plane and exporter: its new instance has no queue pair of anybody.
@@ -221,7 +226,7 @@ class Admission:
         cluster.incarnation_max += 1
         incarnation = cluster.incarnation_max
         record: dict[str, JsonValue] = {
-            "name": agent.name,
+            **{key: value for key, value in agent.record().items() if key != "vouched"},
             "roles": hello.roles,
             "instance": hello.instance.hex(),
             "machine": hello.machine.hex(),
@@ -230,7 +235,7 @@ class Admission:
         }
 
         def admitted(now_ns: int) -> None:
-            agent.admitting = agent.replaced = False
+            agent.admitting = agent.replaced = agent.vouched = False
             agent.roles, agent.instance, agent.incarnation = hello.roles, hello.instance, incarnation
             agent.machine = hello.machine
             agent.standing, agent.epoch = Standing.ALIVE, hello.header.epoch
@@ -277,6 +282,7 @@ class Admission:
         cluster.log.add(now_ns, "info", "agent", f"agent {agent.name} is connected, incarnation {agent.incarnation}")
         cluster.changed = True
         self._take_over(agent, hello, now_ns)
+        cluster.fencing.returned(agent, now_ns)
         cluster.bringup.exporter_returned(agent, now_ns)
         cluster.bringup.reconcile(agent, now_ns)
         cluster.commands.pump(agent, now_ns)
@@ -412,3 +418,9 @@ class Admission:
 def _is_at(agent: Agent, machine: bytes) -> bool:
     """Whether this is the machine, and the boot, in which the agent's present incarnation runs."""
     return any(machine) and machine == agent.machine
+
+
+def _is_rebooted(agent: Agent, machine: bytes) -> bool:
+    """Whether this is another boot of the machine in which the agent's present incarnation began (HELLO.machine)."""
+    known = machine[:MACHINE_BYTES]
+    return any(known) and known == agent.machine[:MACHINE_BYTES] and machine != agent.machine

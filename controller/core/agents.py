@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAPPER: Final = 1
 EXPORTER: Final = 2
+MARKS: Final = ("vouched", "draining", "drained")
 ROLE_NAMES: Final = {MAPPER: "mapper", EXPORTER: "exporter"}
 
 
@@ -225,7 +226,11 @@ class Hello:
 
 
 class Agent:
-    """One agent of the cluster."""
+    """One agent of the cluster.
+
+    `vouched`: an operator says that its machine is off (until it is heard of again). `draining`: it is to hold nothing;
+    `drained`: it does, by its own answers. `replaced`: its present incarnation is over for certain, and so its lease.
+    """
 
     def __init__(self, number: int, name: str) -> None:
         self.number = number
@@ -240,6 +245,9 @@ class Agent:
         self.admitted = False
         self.admitting = False
         self.replaced = False
+        self.vouched = False
+        self.draining = False
+        self.drained = False
         self.hello: Hello | None = None
         self.epoch = 0
         self.plane_session = 0
@@ -276,6 +284,7 @@ class Agent:
 
     def record(self) -> dict[str, Any]:
         """What is persisted of it."""
+        marks = {mark: True for mark in MARKS if getattr(self, mark)}
         return {
             "name": self.name,
             "roles": self.roles,
@@ -283,6 +292,7 @@ class Agent:
             "machine": self.machine.hex(),
             "incarnation": self.incarnation,
             "standing": self.standing.value,
+            **marks,
         }
 
     @classmethod
@@ -294,6 +304,8 @@ class Agent:
         agent.machine = bytes.fromhex(record.get("machine", ""))
         agent.incarnation = record["incarnation"]
         agent.standing = Standing(record["standing"])
+        for mark in MARKS:
+            setattr(agent, mark, mark in record)
         return agent
 
 

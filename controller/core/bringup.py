@@ -36,6 +36,9 @@ class BringUp:
         """Order the next missing things at one agent."""
         if not agent.admitted or not agent.mapper or self._cluster.deposed:
             return
+        if agent.draining:
+            self._cluster.draining.proceed(agent, now_ns)
+            return
         for slot in self.wanted_slots(agent):
             self._attach(agent, agent.attachments.setdefault(slot, Attachment(slot)), now_ns)
         for table in list(agent.tables.values()):
@@ -261,8 +264,8 @@ class BringUp:
     # --- tables ------------------------------------------------------------------------------------------------------
 
     def _table(self, table: AgentTable, now_ns: int) -> None:
-        if table.presentation.withdrawing:
-            self._withdraw(table, now_ns)
+        if table.presentation.withdrawing or table.agent.draining:
+            self.take_away(table, now_ns)
         elif table.state is TableState.ABSENT:
             self._create(table, now_ns)
         elif table.state is TableState.CREATED and self._update_slots(table, now_ns):
@@ -432,7 +435,7 @@ class BringUp:
         presentation.detail = f"present: {Status(status).name} {response.detail}".strip()
         self._retry(table.agent, now_ns)
 
-    def _withdraw(self, table: AgentTable, now_ns: int) -> None:
+    def take_away(self, table: AgentTable, now_ns: int) -> None:
         """WITHDRAW, then DELETE_TABLE: answered when its I/O has ended."""
         if table.state in (TableState.DELETING, TableState.UNKNOWN, TableState.CREATING):
             return
@@ -481,6 +484,8 @@ class BringUp:
             then(now_ns)
         if table.presentation.withdrawing:
             self._cluster.volumes.withdrawn(table, now_ns)
+        elif table.agent.draining:
+            self._cluster.draining.proceed(table.agent, now_ns)
         elif table.agent.admitted:
             self._table(table, now_ns)
 

@@ -197,7 +197,8 @@ def _attached(cluster: Cluster, check: Check, container: Container) -> Generator
             attachment = agent.attachments.get(container.slot)
             if agent.admitted and attachment is not None and attachment.state is AttachState.ATTACHED:
                 return agent
-        mappers = [agent for agent in cluster.agents.values() if agent.admitted and agent.mapper]
+        agents = cluster.agents.values()
+        mappers = [agent for agent in agents if agent.admitted and agent.mapper and not agent.draining]
         if check.now_ns >= end_ns or not mappers:
             return None
         if not asked:

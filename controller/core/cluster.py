@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from controller.core.changes import Changes
     from controller.core.checking import Checking
     from controller.core.commands import Commands
+    from controller.core.draining import Draining
     from controller.core.faults import Faults
     from controller.core.fencing import Fencing
     from controller.core.volumes import Volumes
@@ -97,6 +98,7 @@ class Cluster:
     bringup: BringUp
     changes: Changes
     checking: Checking
+    draining: Draining
     faults: Faults
     fencing: Fencing
     volumes: Volumes
@@ -167,7 +169,7 @@ class Cluster:
         presentation = Presentation(**record)  # type: ignore[arg-type]
         vdisk.presentations[agent_number] = presentation
         table = AgentTable(agent, vdisk, presentation)
-        if agent.standing in (Standing.FENCED, Standing.NONE):
+        if agent.standing in (Standing.FENCED, Standing.NONE) or agent.drained:
             table.state = TableState.ABSENT
             table.holdings.reset(NOTHING)
         self.add_table(table)

@@ -19,6 +19,7 @@ from controller.core.checking import Checking
 from controller.core.cluster import Cluster
 from controller.core.commands import Commands
 from controller.core.containers import Containers
+from controller.core.draining import Draining
 from controller.core.effects import (
     BatchCommitted,
     ConditionChanged,
@@ -53,6 +54,7 @@ class Controller:
         cluster.bringup = BringUp(cluster)
         cluster.changes = Changes(cluster)
         cluster.fencing = Fencing(cluster)
+        cluster.draining = Draining(cluster)
         cluster.admission = Admission(cluster)
         cluster.zeroing = Zeroing(cluster, state.jobs)
         cluster.faults = Faults(cluster)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from channel.messages import GetEntries, GetParked
-from controller.core.agents import Agent, Standing
+from controller.core.agents import Agent
 from controller.core.changes import Change
 from controller.core.cluster import Cluster
 from controller.core.containers import Containers
 from controller.core.effects import RefuseOperation, Reply
+from controller.core.fence_operations import FenceOperations
 from controller.core.refusals import Refusal
 from controller.core.reports import STATE_NAMES, Reports
 from controller.core.truth import Container, VDisk
@@ -30,6 +31,7 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 HOSTS_MAX: Final = 256
 NQN_MAX: Final = 223
+WAIT_S: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class OperationSpec:
 
 
 _NAME_ONLY: Final = {"name": _required(str)}
+_FENCING: Final = {"agent": _required(str), "wait_s": Argument(int, WAIT_S)}
 OPERATIONS: Final[dict[str, OperationSpec]] = {
     "cluster.status": OperationSpec({}),
     "container.add": OperationSpec(
@@ -107,7 +110,10 @@ OPERATIONS: Final[dict[str, OperationSpec]] = {
             "count": Argument(int, 64, minimum=1),
         }
     ),
-    "agent.fence": OperationSpec({"agent": _required(str)}, True),
+    "agent.fence": OperationSpec(_FENCING, True),
+    "agent.drain": OperationSpec(_FENCING, True),
+    "agent.undrain": OperationSpec(_FENCING, True),
+    "agent.confirm_dead": OperationSpec({**_FENCING, "confirm": _required(str)}, True),
     "io.parked": OperationSpec({"agent": Argument(str, "")}),
     "cluster.check": OperationSpec({"run": Argument(int, 0)}),
     "cluster.reconcile": OperationSpec({"discard": Argument(bool, False)}, True),
@@ -153,9 +159,15 @@ class Operations:
         self._finished: dict[str, dict[str, Any]] = {key: value for key, value in requests.items() if value}  # type: ignore[misc]
         self._finished = dict(sorted(self._finished.items(), key=lambda item: item[1]["order"]))
         self._order = max((record["order"] for record in self._finished.values()), default=0)
-        self._handlers: dict[str, Callable[[_Request, int], None]] = {
-            name: getattr(self, "_" + name.replace(".", "_")) for name in OPERATIONS
+        fences = FenceOperations(cluster, reports, self)
+        self._handlers: dict[str, Callable[[Any, int], None]] = {
+            "agent.fence": fences.fence,
+            "agent.drain": fences.drain,
+            "agent.undrain": fences.undrain,
+            "agent.confirm_dead": fences.confirm_dead,
         }
+        for name in OPERATIONS.keys() - self._handlers.keys():
+            self._handlers[name] = getattr(self, "_" + name.replace(".", "_"))
 
     # --- asking and replying -----------------------------------------------------------------------------------------
 
@@ -211,7 +223,7 @@ class Operations:
         self._cluster.effects.append(Reply(request.tokens[0], finished["result"]))
         return True
 
-    def _accept(self, request: _Request, result: dict[str, Any] | None = None) -> None:
+    def accept(self, request: _Request, result: dict[str, Any] | None = None) -> None:
         """Remember the request in the same transaction as what it changes."""
         if not request.request_id:
             return
@@ -230,7 +242,7 @@ class Operations:
             del self._finished[oldest]
             self._cluster.journal.delete("request", oldest)
 
-    def _reply(self, request: _Request, result: dict[str, Any]) -> None:
+    def reply(self, request: _Request, result: dict[str, Any]) -> None:
         """Reply now; a mutating operation's result is remembered first."""
         if request.replied:
             return
@@ -239,7 +251,7 @@ class Operations:
         if not OPERATIONS[request.operation].mutating or not request.request_id:
             self._cluster.effects.extend(Reply(token, result) for token in request.tokens)
             return
-        self._accept(request, result)
+        self.accept(request, result)
         self._cluster.journal.then(
             lambda now: self._cluster.effects.extend(Reply(token, result) for token in request.tokens)
         )
@@ -260,12 +272,17 @@ class Operations:
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
-    def _wait(
-        self, met: Callable[[], bool], done: Callable[[int], None], late: Callable[[int], None], now_ns: int
+    def wait(
+        self,
+        met: Callable[[], bool],
+        done: Callable[[int], None],
+        late: Callable[[int], None],
+        now_ns: int,
+        limit_ns: int | None = None,
     ) -> None:
         """Call `done` once `met`, or `late` at the limit."""
-        if met():
-            done(now_ns)
+        if met() or limit_ns == 0:
+            (done if met() else late)(now_ns)
             return
         waiter = _Waiter(met, done, late)
         self._waiters.append(waiter)
@@ -275,7 +292,7 @@ class Operations:
                 self._waiters.remove(waiter)
                 waiter.late(now_ns)
 
-        self._cluster.timers.at(now_ns + self._cluster.timing.wait_ns, expired)
+        self._cluster.timers.at(now_ns + (self._cluster.timing.wait_ns if limit_ns is None else limit_ns), expired)
 
     def look(self, now_ns: int) -> None:
         """Something has changed: who waits for it?"""
@@ -285,7 +302,7 @@ class Operations:
 
     # --- finding -----------------------------------------------------------------------------------------------------
 
-    def _agent(self, name: str) -> Agent:
+    def agent(self, name: str) -> Agent:
         agent = self._cluster.agents_by_name.get(name)
         if agent is None:
             raise Refusal("not_found", f"there is no agent {name}", "`segmap agent list` shows them")
@@ -301,7 +318,7 @@ class Operations:
         _check_name(args["name"])
         if args["contents"] not in ("zeroed", "unknown"):
             raise Refusal("bad_argument", "contents is zeroed or unknown")
-        exporter = self._agent(args["agent"])
+        exporter = self.agent(args["agent"])
         if self._container_added(request):
             return
         export = exporter.exports.get(args["export"])
@@ -315,16 +332,16 @@ class Operations:
         if size % export.block_size or not 4096 <= size <= 1 << 30:
             raise Refusal("bad_argument", f"segment_size is a multiple of {export.block_size}, 4096..{1 << 30}")
         container = self._containers.begin(args["name"], exporter, export, args["contents"], size)
-        self._accept(request)
+        self.accept(request)
 
         def done(refusal: Refusal | None, now_ns: int) -> None:
             if refusal is not None:
                 self._refuse(request, refusal)
             else:
-                self._reply(request, self._reports.container(container))
+                self.reply(request, self._reports.container(container))
 
         self._cluster.journal.then(lambda now: self._containers.label(container, mapper, args["force"], done, now))
-        self._wait(lambda: request.replied, lambda now: None, lambda now: self._add_late(request, container), now_ns)
+        self.wait(lambda: request.replied, lambda now: None, lambda now: self._add_late(request, container), now_ns)
 
     def _container_added(self, request: _Request) -> bool:
         """A repeated request whose container has become ready without us."""
@@ -332,7 +349,7 @@ class Operations:
             return False
         for container in self._cluster.containers.values():
             if container.name == request.args["name"] and container.ready:
-                self._reply(request, self._reports.container(container))
+                self.reply(request, self._reports.container(container))
                 return True
         return False
 
@@ -347,16 +364,16 @@ class Operations:
 
     def _labeller(self) -> Agent:
         for agent in self._cluster.agents.values():
-            if agent.admitted and agent.mapper:
+            if agent.admitted and agent.mapper and not agent.draining:
                 return agent
         raise Refusal("unavailable", "no mapper agent is connected, and one has to write the label", "start one")
 
     def _container_list(self, request: _Request, now_ns: int) -> None:
         rows = [self._reports.container(container) for container in self._cluster.containers.values()]
-        self._reply(request, {"containers": rows})
+        self.reply(request, {"containers": rows})
 
     def _container_show(self, request: _Request, now_ns: int) -> None:
-        self._reply(request, self._reports.container(self._containers.named(request.args["name"])))
+        self.reply(request, self._reports.container(self._containers.named(request.args["name"])))
 
     # --- vdisks ------------------------------------------------------------------------------------------------------
 
@@ -370,30 +387,30 @@ class Operations:
             slots = frozenset(self._containers.named(name).slot for name in args["containers"])
         vdisk = self._volumes.create(args["name"], args["size_bytes"], args["segment_size"], args["block_size"], slots)
         result = self._reports.vdisk(vdisk)
-        self._accept(request, result)
-        self._cluster.journal.then(lambda now: self._reply(request, result))
+        self.accept(request, result)
+        self._cluster.journal.then(lambda now: self.reply(request, result))
 
     def _vdisk_list(self, request: _Request, now_ns: int) -> None:
-        self._reply(request, {"vdisks": [self._reports.vdisk(vdisk) for vdisk in self._cluster.vdisks.values()]})
+        self.reply(request, {"vdisks": [self._reports.vdisk(vdisk) for vdisk in self._cluster.vdisks.values()]})
 
     def _vdisk_show(self, request: _Request, now_ns: int) -> None:
-        self._reply(request, self._reports.vdisk(self._vdisk(request)))
+        self.reply(request, self._reports.vdisk(self._vdisk(request)))
 
     def _vdisk_delete(self, request: _Request, now_ns: int) -> None:
         name = request.args["name"]
         if request.request_id in self._finished and all(v.name != name for v in self._cluster.vdisks.values()):
-            self._reply(request, {"name": name, "freed_segments": 0})
+            self.reply(request, {"name": name, "freed_segments": 0})
             return
         vdisk = self._vdisk(request)
         if vdisk.presentations and not request.args["force"] and not vdisk.deleting:
             agents = ", ".join(self._cluster.agents[number].name for number in vdisk.presentations)
             hint = f"`segmap vdisk withdraw {name}` first, or delete it with --force"
             raise Refusal("busy", f"vdisk {name} is presented at {agents}", hint)
-        self._accept(request)
+        self.accept(request)
         self._volumes.delete(
-            vdisk, lambda freed, now: self._reply(request, {"name": name, "freed_segments": freed}), now_ns
+            vdisk, lambda freed, now: self.reply(request, {"name": name, "freed_segments": freed}), now_ns
         )
-        self._wait(lambda: request.replied, lambda now: None, lambda now: self._delete_late(request, vdisk), now_ns)
+        self.wait(lambda: request.replied, lambda now: None, lambda now: self._delete_late(request, vdisk), now_ns)
 
     def _delete_late(self, request: _Request, vdisk: VDisk) -> None:
         agents = ", ".join(self._cluster.agents[number].name for number in vdisk.presentations) or "the store"
@@ -407,8 +424,8 @@ class Operations:
             raise Refusal("bad_argument", "agents names at least one agent")
         if len(hosts) > HOSTS_MAX or any(not host or len(host) > NQN_MAX or "\n" in host for host in hosts):
             raise Refusal("bad_argument", f"hosts are at most {HOSTS_MAX} NQNs of 1..{NQN_MAX} characters")
-        agents = [self._agent(name) for name in dict.fromkeys(args["agents"])]
-        self._accept(request)
+        agents = [self.agent(name) for name in dict.fromkeys(args["agents"])]
+        self.accept(request)
         self._volumes.present(vdisk, agents, list(hosts), args["read_only"], args["any_host"], now_ns)
 
         def met() -> bool:
@@ -416,15 +433,15 @@ class Operations:
             return all(item is None or (item.exported and not item.replaced) or not a.admitted for a, item in shown)
 
         def finish(now_ns: int) -> None:
-            self._reply(request, {"name": vdisk.name, "presentations": self._reports.presentations(vdisk)})
+            self.reply(request, {"name": vdisk.name, "presentations": self._reports.presentations(vdisk)})
 
-        self._cluster.journal.then(lambda now: self._wait(met, finish, finish, now))
+        self._cluster.journal.then(lambda now: self.wait(met, finish, finish, now))
 
     def _vdisk_withdraw(self, request: _Request, now_ns: int) -> None:
         vdisk = self._vdisk(request)
         names = request.args["agents"] or [self._cluster.agents[number].name for number in vdisk.presentations]
-        agents = [self._agent(name) for name in names]
-        self._accept(request)
+        agents = [self.agent(name) for name in names]
+        self.accept(request)
         for agent in agents:
             self._volumes.withdraw(vdisk, agent, now_ns)
 
@@ -432,54 +449,28 @@ class Operations:
             return all(agent.number not in vdisk.presentations for agent in agents)
 
         def finish(now_ns: int) -> None:
-            self._reply(request, {"name": vdisk.name, "presentations": self._reports.presentations(vdisk)})
+            self.reply(request, {"name": vdisk.name, "presentations": self._reports.presentations(vdisk)})
 
-        self._cluster.journal.then(lambda now: self._wait(met, finish, finish, now))
+        self._cluster.journal.then(lambda now: self.wait(met, finish, finish, now))
 
     def _vdisk_map(self, request: _Request, now_ns: int) -> None:
-        self._reply(request, self._reports.map(self._vdisk(request), request.args["start"], request.args["count"]))
+        self.reply(request, self._reports.map(self._vdisk(request), request.args["start"], request.args["count"]))
 
     def _vdisk_explain(self, request: _Request, now_ns: int) -> None:
-        self._reply(request, self._reports.explain(self._vdisk(request), request.args["offset"]))
+        self.reply(request, self._reports.explain(self._vdisk(request), request.args["offset"]))
 
     # --- agents ------------------------------------------------------------------------------------------------------
 
     def _agent_list(self, request: _Request, now_ns: int) -> None:
         rows = [self._reports.agent(agent, now_ns) for agent in self._cluster.agents.values()]
-        self._reply(request, {"agents": rows})
+        self.reply(request, {"agents": rows})
 
     def _agent_show(self, request: _Request, now_ns: int) -> None:
-        self._reply(request, self._reports.agent_in_full(self._agent(request.args["agent"]), now_ns))
-
-    def _agent_fence(self, request: _Request, now_ns: int) -> None:
-        agent = self._agent(request.args["agent"])
-        incarnation = agent.incarnation
-        if agent.standing is Standing.NONE:
-            raise Refusal("not_found", f"agent {agent.name} has never been admitted")
-        if not agent.mapper:
-            raise Refusal("bad_argument", f"agent {agent.name} is no mapper: it does no I/O that could be fenced")
-        self._accept(request)
-        self._cluster.fencing.fence(agent, "an operator ordered it", now_ns)
-
-        def over() -> bool:
-            return agent.standing is Standing.FENCED or agent.incarnation != incarnation
-
-        def finish(now_ns: int) -> None:
-            self._reply(
-                request,
-                {
-                    "agent": agent.name,
-                    "incarnation": incarnation,
-                    "state": "fenced" if over() else "fencing",
-                    "waiting_for": self._cluster.fencing.waiting_for(agent),
-                },
-            )
-
-        self._wait(over, finish, finish, now_ns)
+        self.reply(request, self._reports.agent_in_full(self.agent(request.args["agent"]), now_ns))
 
     def _agent_entries(self, request: _Request, now_ns: int) -> None:
         args = request.args
-        agent, vdisk = self._agent(args["agent"]), self._volumes.named(args["vdisk"])
+        agent, vdisk = self.agent(args["agent"]), self._volumes.named(args["vdisk"])
         table = agent.tables.get(vdisk.number)
         if table is None:
             raise Refusal("not_found", f"agent {agent.name} has no table of {vdisk.name}")
@@ -496,7 +487,7 @@ class Operations:
                 self._refuse(request, Refusal("refused" if response else "unavailable", text))
                 return
             rows = [_entry_row(start + index, entry) for index, entry in enumerate(response.entries)]
-            self._reply(request, {"agent": agent.name, "vdisk": vdisk.name, "start": start, "entries": rows})
+            self.reply(request, {"agent": agent.name, "vdisk": vdisk.name, "start": start, "entries": rows})
 
         self._cluster.commands.order(
             agent, lambda: (GetEntries(start, count), table.table_id, False), done, now_ns, once=True
@@ -504,13 +495,13 @@ class Operations:
 
     def _io_parked(self, request: _Request, now_ns: int) -> None:
         name = request.args["agent"]
-        agents = [self._agent(name)] if name else list(self._cluster.agents.values())
+        agents = [self.agent(name)] if name else list(self._cluster.agents.values())
         asked = [agent for agent in agents if agent.admitted and agent.mapper]
         rows: list[dict[str, Any]] = []
         missing = [len(asked)]
 
         def finish() -> None:
-            self._reply(request, {"parked": sorted(rows, key=lambda row: -row["since_s"])})
+            self.reply(request, {"parked": sorted(rows, key=lambda row: -row["since_s"])})
 
         def answered(agent: Agent) -> Callable[[int, Any, int], None]:
             def done(status: int, response: Any, now_ns: int) -> None:
@@ -556,24 +547,24 @@ class Operations:
     # --- the whole ---------------------------------------------------------------------------------------------------
 
     def _cluster_status(self, request: _Request, now_ns: int) -> None:
-        self._reply(request, self._reports.status(now_ns))
+        self.reply(request, self._reports.status(now_ns))
 
     def _cluster_check(self, request: _Request, now_ns: int) -> None:
         run = request.args["run"]
         check = self._cluster.checking.find(run) if run else self._cluster.checking.begin(now_ns)
         if check is None:
             raise Refusal("not_found", f"there is no check {run} any more", "begin another one")
-        self._reply(request, check.row())
+        self.reply(request, check.row())
 
     def _cluster_reconcile(self, request: _Request, now_ns: int) -> None:
         check = self._cluster.checking.begin(now_ns, reconcile=True, discard=request.args["discard"])
-        self._reply(request, {"run": check.run})
+        self.reply(request, {"run": check.run})
 
     def _events_list(self, request: _Request, now_ns: int) -> None:
         after, limit = request.args["after"], request.args["limit"]
         events = [event for event in self._cluster.log.events if event.id > after]
         events = events[:limit] if after else events[-limit:]
-        self._reply(request, {"events": [self._reports.event(event, now_ns) for event in events]})
+        self.reply(request, {"events": [self._reports.event(event, now_ns) for event in events]})
 
 
 def _entry_row(segment: int, entry: int) -> dict[str, Any]:

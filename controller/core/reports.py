@@ -60,7 +60,21 @@ class Reports:
             "volatile_cache": container.volatile_cache,
             "segments": {state.name.lower(): states.count(state) for state in SegmentState},
             "attached_at": attached,
+            "not_fenced": self._not_fenced(container),
         }
+
+    def _not_fenced(self, container: Container) -> list[str]:
+        """Incarnations that are lost, or over, and of which its exporter has not confirmed that it has denied them."""
+        agents = self._cluster.agents
+        return [
+            f"{agents[allow.agent].name}:{allow.incarnation}"
+            for allow in self._cluster.allows.values()
+            if allow.slot == container.slot
+            and (
+                allow.incarnation != agents[allow.agent].incarnation
+                or agents[allow.agent].standing is not Standing.ALIVE
+            )
+        ]
 
     # --- vdisks ------------------------------------------------------------------------------------------------------
 
@@ -222,6 +236,8 @@ class Reports:
     def _agent_state(self, agent: Agent) -> str:
         if agent.standing in (Standing.FENCING, Standing.FENCED):
             return agent.standing.value
+        if agent.draining and agent.hello is None:
+            return "drained" if agent.drained else "draining"
         if agent.hello is not None:
             return "waiting"
         if agent.admitted:
@@ -267,14 +283,44 @@ class Reports:
             }
             for item in agent.attachments.values()
         ]
-        fence = {"state": agent.standing.value, "waiting_for": self._cluster.fencing.waiting_for(agent)}
         return {
             **self.agent(agent, now_ns),
             "tables": tables,
             "attachments": attachments,
-            "fence": fence,
+            "fence": self.fence(agent, now_ns),
             "software": agent.software,
         }
+
+    def fence(self, agent: Agent, now_ns: int) -> Row:
+        """What is known of an agent's end: by whom it was denied, what is waited for."""
+        fencing = self._cluster.fencing
+        lease_ns = agent.lease_until_ns - now_ns if agent.mapper and not (agent.replaced or agent.vouched) else 0
+        places = [
+            {
+                "container": self._container_name(allow.slot),
+                "exporter": self._cluster.agents[allow.exporter].name,
+                "subnqn": allow.subnqn,
+                "state": state,
+                "detail": detail,
+            }
+            for allow, state, detail in fencing.places(agent)
+        ]
+        return {
+            "state": self._fence_state(agent),
+            "incarnation": agent.incarnation,
+            "why": agent.detail,
+            "confirmed_dead": agent.vouched,
+            "lease_over_in_s": round(max(0, lease_ns) / SECOND_NS, 3),
+            "containers": places,
+            "waiting_for": fencing.waiting_for(agent) + self._cluster.draining.waiting_for(agent),
+        }
+
+    def _fence_state(self, agent: Agent) -> str:
+        if agent.vouched and not agent.mapper:
+            return "confirmed dead"
+        if agent.standing is Standing.ALIVE and agent.draining:
+            return "drained" if agent.drained else "draining"
+        return agent.standing.value
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
@@ -305,6 +351,11 @@ class Reports:
                 "parked": sum(agent.faults_waiting for agent in cluster.agents.values()),
                 "waiting_for_space": cluster.faults.waiting_for_space(),
             },
+            "fences": [
+                {"agent": agent.name, **self.fence(agent, now_ns)}
+                for agent in cluster.agents.values()
+                if agent.standing is Standing.FENCING or (agent.draining and not agent.drained)
+            ],
             "alarms": [self.event(event, now_ns) for event in cluster.log.alarms.values()],
             "store": {"seq": cluster.sequence},
         }

@@ -98,6 +98,10 @@ class Volumes:
         for agent in agents:
             if not agent.mapper:
                 raise Refusal("bad_argument", f"agent {agent.name} is not a mapper")
+            if agent.draining:
+                raise Refusal(
+                    "busy", f"agent {agent.name} is drained", f"`segmap agent undrain {agent.name}` ends that"
+                )
             known = vdisk.presentations.get(agent.number)
             if known is not None and known.withdrawing:
                 raise Refusal("busy", f"vdisk {vdisk.name} is being withdrawn from {agent.name}", "try again later")
@@ -143,7 +147,7 @@ class Volumes:
                 self._forget(vdisk, agent.number)
             elif agent.admitted:
                 cluster.bringup.reconcile(agent, now_ns)
-            elif agent.standing in (Standing.FENCED, Standing.NONE):
+            elif agent.standing in (Standing.FENCED, Standing.NONE) or agent.drained:
                 self.withdrawn(table, now_ns)
             else:
                 cluster.fencing.needed(agent, now_ns)
@@ -187,7 +191,8 @@ class Volumes:
         """After a restart: go on with what was begun."""
         for vdisk in list(self._cluster.vdisks.values()):
             for table in list(vdisk.tables.values()):
-                if table.presentation.withdrawing and table.agent.standing in (Standing.FENCED, Standing.NONE):
+                ended = table.agent.standing in (Standing.FENCED, Standing.NONE) or table.agent.drained
+                if table.presentation.withdrawing and ended:
                     self.withdrawn(table, now_ns)
             if vdisk.deleting:
                 self._continue_delete(vdisk, now_ns)

@@ -107,7 +107,8 @@ class Zeroing:
 
     def _zeroer(self, slot: int, now_ns: int) -> Agent | None:
         """A leased agent that has the container; failing that, ask one to attach it."""
-        mappers = [agent for agent in self._cluster.agents.values() if agent.admitted and agent.mapper]
+        agents = self._cluster.agents.values()
+        mappers = [agent for agent in agents if agent.admitted and agent.mapper and not agent.draining]
         for agent in mappers:
             if self._able(agent, slot):
                 return agent
@@ -219,6 +220,15 @@ class Zeroing:
             self._cluster.journal.job(kept)
             self._mark(payload["slot"], payload["runs"], SegmentState.QUARANTINED)
 
+    def held_by(self, agent: Agent, failed: bool = False) -> int:
+        """How many segments the agent's incarnation may still be zeroing; `failed`: those which only a fence ends."""
+        return sum(
+            job.total
+            for job in self._jobs.values()
+            if (_payload(job)["agent"], _payload(job)["incarnation"]) == (agent.number, agent.incarnation)
+            and (job.state == QUARANTINED or not failed)
+        )
+
     def _no_longer_running(self, job: Job) -> None:
         slot = _payload(job)["slot"]
         if self._running.get(slot) == job.id:
@@ -235,6 +245,9 @@ class Zeroing:
 
         def committed(now_ns: int) -> None:
             self._no_longer_running(job)
+            owner = cluster.agents.get(payload["agent"])
+            if owner is not None:
+                cluster.draining.proceed(owner, now_ns)
             for start, count in runs:
                 cluster.image.fill_segments(slot, start, count, state)
             space = cluster.allocator.spaces.get(slot)

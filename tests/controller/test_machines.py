@@ -1,9 +1,9 @@
-"""Who may take an agent's place, and when: the same machine at once, another only after the lease (design: 7, 8)."""
+"""Who may take an agent's place, and when: the same machine at once, another boot after the lease, another machine
+when all that it could reach is denied (design: 7, 8)."""
 
 from __future__ import annotations
 
 from channel import messages as m
-from controller.core.agents import Standing
 from mapping.entry import has_location
 from mapping.rules import FaultKind, Operation
 from mapping.status import Status
@@ -87,7 +87,8 @@ def test_a_machine_that_says_nothing_proves_nothing() -> None:
     assert third.welcome is None, "twice nothing is not the same machine"
 
 
-def test_one_that_is_its_own_container_host_comes_back_after_a_boot() -> None:
+def own_container_host() -> tuple[Rig, RigAgent]:
+    """An agent that is mapper and exporter in one process, and is lost."""
     rig = Rig()
     both = rig.agent("a", 3)
     rig.announce(both, {"disk": 64})
@@ -95,13 +96,33 @@ def test_one_that_is_its_own_container_host_comes_back_after_a_boot() -> None:
     rig.ask("container.add", name="c", agent="a", export="disk", contents="zeroed")
     assert rig.core.cluster.allows
     both.drop()
-    booted = double(rig, both)
+    return rig, both
+
+
+def test_one_that_is_its_own_container_host_comes_back_after_a_boot() -> None:
+    rig, both = own_container_host()
+    booted = double(rig, both, both.machine[:8] + b"reboot 2")
     booted.hello()
-    rig.advance(11)
-    assert booted.welcome is None, "I/O that its old self began may not have ended"
-    assert rig.core.cluster.agents_by_name["a"].standing is Standing.FENCING
-    rig.advance(20)
+    rig.advance(10)
+    assert booted.welcome is None, "machines may be copied with their names: not before the lease is over"
+    rig.advance(1)
     assert booted.welcome.status is Status.OK
+    assert not [allow for allow in rig.core.cluster.allows.values() if allow.incarnation == both.incarnation]
+
+
+def test_on_another_machine_its_old_self_is_over_only_when_somebody_says_so() -> None:
+    rig, both = own_container_host()
+    elsewhere = double(rig, both)
+    elsewhere.hello()
+    rig.advance(3600)
+    assert elsewhere.welcome is None, "no time ends I/O that nobody can deny"
+    (waits,) = rig.ask("agent.show", agent="a")["fence"]["waiting_for"]
+    assert "confirm-dead a" in waits
+    (alarm,) = rig.ask("cluster.status")["alarms"]
+    assert alarm["kind"] == "fence" and "confirm-dead a" in alarm["text"]
+    said = rig.ask("agent.confirm_dead", agent="a", confirm="a")
+    assert said["done"] and said["assumed"] and elsewhere.welcome.status is Status.OK
+    assert not rig.ask("cluster.status")["alarms"]
 
 
 def test_an_exporter_has_no_lease_to_wait_for() -> None:

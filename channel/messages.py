@@ -137,7 +137,8 @@ class Hello(Message):
     the number that it has given this session (0: it gives none).
 
     `machine`: 8 bytes for the machine, 8 for the boot that it runs in. A new instance in the same boot proves that the
-    one before it is gone, in another boot of the machine, too, once its lease is over; zeroes prove nothing. The response may come late: the incarnation before this one has to be fenced first.
+    one before it is gone, in another boot of the machine, too, once its lease is over; zeroes prove nothing. The
+    response may come late: the incarnation before this one has to be fenced first.
     """
 
     version_min: U8

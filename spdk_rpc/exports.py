@@ -25,6 +25,10 @@ CNTLID_MAX = 0xFFEF  # NVMe base specification 2.1, 3.1.2: FFF0h and up are rese
 POLL_MIN_NS = 20_000_000
 POLL_MAX_NS = 500_000_000
 FENCED = ""
+# What a target would do by itself, while other agents know nothing of it: refused to all hosts. SPDK knows these
+# parameters from 26.01 on; before that it ignores them.
+MASKED_COMMANDS = ("nvmcmps", "reservs", "nvmcpys")
+MASKED_FUSED = ("fcws",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +268,10 @@ class NvmeTcpFrontEnd:
 
 
 def plan_tcp(found: Sequence[Transport]) -> Sequence[Call[Any]]:
-    """The TCP transport, once."""
-    return [] if any(transport.trtype.upper() == "TCP" for transport in found) else [nvmf.create_transport("TCP")]
+    """The TCP transport, once; without compare, copy and reservations."""
+    if any(transport.trtype.upper() == "TCP" for transport in found):
+        return []
+    return [nvmf.create_transport("TCP", masked_oncs=list(MASKED_COMMANDS), masked_fuses=list(MASKED_FUSED))]
 
 
 def plan_discovery(address: Address, found: Subsystem | None) -> Sequence[Call[Any]]:

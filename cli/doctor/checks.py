@@ -17,6 +17,8 @@ from cli.doctor.needs import Needs
 from cli.output import size_text
 
 OLDEST_SPDK: Final = (24, 9)
+MASKING_SPDK: Final = (26, 1)
+"""The first that can be told to refuse reservations."""
 NEWEST_SPDK: Final = (26, 9)
 """The newest that the module was tested with."""
 OPEN_FILES_MIN: Final = 4096
@@ -90,6 +92,9 @@ def spdk(facts: Facts, needs: Needs) -> Iterator[Finding]:
         yield Finding("SPDK", Verdict.WARNING, found, "its headers are not installed: the module cannot be built")
     elif version < OLDEST_SPDK:
         yield need("SPDK", needs.spdk, found, f"segmap needs {dotted(OLDEST_SPDK)} or later")
+    elif version < MASKING_SPDK and needs.module:
+        advice = f"before {dotted(MASKING_SPDK)} it offers reservations to hosts: do not use them at several agents"
+        yield Finding("SPDK", Verdict.WARNING, found, advice)
     elif version > NEWEST_SPDK:
         yield Finding("SPDK", Verdict.WARNING, found, f"newer than {dotted(NEWEST_SPDK)}, the newest that was tested")
     else:

@@ -18,6 +18,7 @@ import pytest
 from spdk_rpc.client import RpcClient
 from spdk_rpc.commands import embedded_command, spdk_command
 from spdk_rpc.errors import RpcError
+from spdk_rpc.exports import plan_tcp
 from spdk_rpc.find import SpdkNotFound, find_segmap_tgt, find_spdk
 from spdk_rpc.target import Target
 
@@ -141,6 +142,7 @@ def nqn(rpc: Callable[..., Any]) -> Iterator[str]:
 
 @pytest.fixture
 def tcp(rpc: Callable[..., Any]) -> None:
-    """The TCP transport."""
+    """The TCP transport, as an agent makes it."""
     if not rpc("nvmf_get_transports"):
-        assert rpc("nvmf_create_transport", trtype="TCP") is True
+        (call,) = plan_tcp([])
+        assert rpc(call.method, **call.params) is True

@@ -209,7 +209,7 @@ class PretendTarget:
         options = {"max_queue_depth": 1, "max_io_qpairs_per_ctrlr": 1, "in_capsule_data_size": 1, "max_io_size": 1}
         return [{"trtype": name, **options} for name in self.transports]
 
-    def nvmf_create_transport(self, trtype: str) -> bool:
+    def nvmf_create_transport(self, trtype: str, **masked: list[str]) -> bool:
         self.transports.append(trtype)
         return True
 

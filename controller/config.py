@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Final
 
 SECOND_NS: Final = 1_000_000_000
+DRIFT: Final = 0.01
+"""How much any clock (CLOCK_MONOTONIC of a controller, agent or data plane) may gain or lose against true time, as a
+fraction: what leases rely on, what the simulation's clocks keep to, and what is watched (controller/core/drift.py)."""
 SLOTS_MAX: Final = 4096
 AGENTS_MAX: Final = 255
 """Each agent owns 256 controller ids of every subsystem; NVMe has 65,519 of them."""
@@ -29,15 +32,20 @@ class Timing:
     io_deadline_ns: int = 20 * SECOND_NS
     space_deadline_ns: int = 20 * SECOND_NS
     margin_ns: int = SECOND_NS // 2
-    drift: float = 0.01
+    drift: float = DRIFT
     retry_ns: int = 2 * SECOND_NS
     command_ns: int = 60 * SECOND_NS
     wait_ns: int = 30 * SECOND_NS
 
     @property
+    def drift_between(self) -> float:
+        """How much two clocks may differ in rate."""
+        return 2 * self.drift
+
+    @property
     def surely_expired_ns(self) -> int:
         """How long after a grant was made no clock within the drift bound can still hold it valid."""
-        return int(self.lease_ns * (1 + 2 * self.drift)) + self.margin_ns
+        return int(self.lease_ns * (1 + self.drift_between)) + self.margin_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ class ControllerConfig:
     park_limit_s: float = 30.0
     io_deadline_s: float = 20.0
     space_deadline_s: float = 20.0
-    drift: float = 0.01
+    drift: float = DRIFT
     lease_margin_s: float = 0.5
     segment_size: int = 1 << 20
     block_size: int = 512

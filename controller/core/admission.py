@@ -19,6 +19,7 @@ from channel.values import EventKind, Header
 from controller.config import AGENTS_MAX, SECOND_NS
 from controller.core.agents import EXPORTER, MAPPER, Agent, AgentTable, Hello, Standing, TableState
 from controller.core.cluster import Cluster
+from controller.core.drift import DriftWatch
 from controller.core.effects import Close, Depose, Send, Welcome
 from controller.core.holdings import NOTHING
 from controller.store.interface import JsonValue
@@ -37,6 +38,7 @@ class Admission:
         self._cluster = cluster
         self._peers: dict[int, str] = {}
         self._doubles: dict[str, int] = {}
+        self._drift = DriftWatch(cluster.timing.drift_between, cluster.log)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -369,6 +371,7 @@ class Admission:
         if cluster.commands.late(agent, now_ns):
             cluster.effects.append(Close(agent.session, Status.TIMEOUT, "a command was not answered in time"))
             return
+        self._drift.renewed(agent, message.sent_ns, now_ns)
         agent.lease_until_ns = now_ns + cluster.timing.surely_expired_ns
         grant = LeaseGrant(message.sent_ns, cluster.timing.lease_ns)
         cluster.effects.append(Send(agent.session, grant, cluster.header(agent)))

@@ -48,9 +48,9 @@ def _check_export(values: dict[str, Any]) -> None:
             raise BadValueError(f"an export of kind {kind} needs {name!r}")
     for name in ("file", "size", "bdev", "traddr"):
         if values[name] is not None and name not in allowed:
-            raise BadValueError(f"an export of kind {kind} has no {name!r}")
+            raise BadValueError(f"an export of kind {kind} has no {name!r}", name)
     if values["size"] is not None and values["size"] % int(values["block_size"]):
-        raise BadValueError("'size' must be a whole number of blocks")
+        raise BadValueError(f"expected whole blocks of {values['block_size']} bytes, found {values['size']}", "size")
 
 
 EXPORT = Section(
@@ -84,9 +84,9 @@ EXPORT = Section(
 
 def _check_agent(values: dict[str, Any]) -> None:
     if values["exports"] and "exporter" not in values["roles"]:
-        raise BadValueError("an agent with 'exports' needs exporter in 'roles'")
+        raise BadValueError("an agent with 'exports' needs exporter in 'roles'", "roles")
     if values["target"] == "adopt" and values["rpc_socket"] is None:
-        raise BadValueError("'target: adopt' needs 'rpc_socket': the JSON-RPC socket of the running target")
+        raise BadValueError("'target: adopt' needs 'rpc_socket': the JSON-RPC socket of the running target", "target")
     started = values["target"] == "spdk" and not values["target_command"]
     if started and not values["spdk"]["huge_pages"] and any(one["kind"] == "nvme" for one in values["exports"]):
         raise BadValueError("an export of kind nvme needs 'spdk: {huge_pages: true}'")
@@ -94,9 +94,9 @@ def _check_agent(values: dict[str, Any]) -> None:
 
 def _check_spdk(values: dict[str, Any]) -> None:
     if not CORE_MASK.fullmatch(values["cores"]):
-        raise BadValueError("'cores' must be a mask like 0x3 or a list like '[0,1]' (quoted)")
+        raise BadValueError("'cores' must be a mask like 0x3 or a list like '[0,1]' (quoted)", "cores")
     if values["memory"] < SPDK_MEMORY_MIB_MIN << 20:
-        raise BadValueError(f"'memory' must be at least {SPDK_MEMORY_MIB_MIN}MiB")
+        raise BadValueError(f"expected at least {SPDK_MEMORY_MIB_MIN}MiB", "memory")
 
 
 SPDK = Section(
@@ -155,12 +155,14 @@ AGENT = Section(
 
 
 def _check_controller(values: dict[str, Any]) -> None:
-    if values["renew"] * 2 >= values["lease"]:
-        raise BadValueError("'renew' must be less than half of 'lease', or one lost renewal ends it")
+    if not 0 < values["renew"] * 2 < values["lease"]:
+        raise BadValueError("expected less than half of 'lease', or one lost renewal ends it; and not 0", "renew")
     if values["api_listen"] and values["api_listen"][0] not in LOOPBACK_HOSTS:
-        raise BadValueError(f"'api_listen' has no TLS: its host must be one of {', '.join(LOOPBACK_HOSTS)}")
+        raise BadValueError(f"the API has no TLS: expected one of {', '.join(LOOPBACK_HOSTS)} as host", "api_listen")
     if values["space_deadline"] >= values["park_limit"]:
-        raise BadValueError("'space_deadline' must be shorter than 'park_limit', or the host never hears of it")
+        raise BadValueError(
+            "'space_deadline' must be shorter than 'park_limit', or the host never hears of it", "space_deadline"
+        )
 
 
 CONTROLLER = Section(
@@ -198,14 +200,45 @@ CONTAINER = Section(
 
 
 def _check_document(values: dict[str, Any]) -> None:
-    exports = {f"{agent['name']}/{export['name']}" for agent in values["agents"] for export in agent["exports"]}
-    for container in values["containers"]:
-        if container["export"] not in exports:
-            known = ", ".join(sorted(exports)) or "none"
-            raise BadValueError(f"container {container['name']!r} names export {container['export']!r}; known: {known}")
     segment = values["segment_size"]
     if segment & (segment - 1) or not 4096 <= segment <= 1 << 30:
-        raise BadValueError("'segment_size' must be a power of two from 4KiB to 1GiB")
+        raise BadValueError(f"expected a power of two from 4KiB to 1GiB, found {segment}", "segment_size")
+    _check_containers(values, segment)
+    _check_ports(values)
+
+
+def _check_containers(values: dict[str, Any], segment: int) -> None:
+    """Each is an export of the file, and has a segment for its label and one for data."""
+    exports = {
+        f"{agent['name']}/{export['name']}": (export, ("agents", number, "exports", index))
+        for number, agent in enumerate(values["agents"])
+        for index, export in enumerate(agent["exports"])
+    }
+    for index, container in enumerate(values["containers"]):
+        if container["export"] not in exports:
+            known = ", ".join(sorted(exports)) or "none"
+            text = f"expected AGENT/EXPORT of this file, found {container['export']!r}; known: {known}"
+            raise BadValueError(text, "containers", index, "export")
+        export, where = exports[container["export"]]
+        if export["size"] is not None and export["size"] < 2 * segment:
+            raise BadValueError(f"expected at least two segments ({2 * segment} bytes) for a container", *where, "size")
+
+
+def _check_ports(values: dict[str, Any]) -> None:
+    """No two processes listen at the same address."""
+    taken: dict[tuple[str, int], str] = {}
+    controller = values["controller"]
+    listeners: list[tuple[Any, tuple[str | int, ...], str]] = [
+        (controller[name], ("controller", name), f"controller.{name}") for name in ("listen", "api_listen")
+    ]
+    for index, agent in enumerate(values["agents"]):
+        listeners.append((agent["listen"], ("agents", index, "listen"), f"agents[{index}].listen"))
+    for address, where, name in listeners:
+        if address is None or not address[1]:
+            continue
+        if address in taken:
+            raise BadValueError(f"{address[0]}:{address[1]} is already used by {taken[address]}", *where)
+        taken[address] = name
 
 
 DOCUMENT = Section(

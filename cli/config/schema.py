@@ -50,7 +50,11 @@ class ConfigError(Exception):
 
 
 class BadValueError(Exception):
-    """What a scalar's parser raises; its text is what was expected."""
+    """What a scalar's parser raises; its text is what was expected. A section's check may say where below it."""
+
+    def __init__(self, text: str, *below: str | int) -> None:
+        super().__init__(text)
+        self.below = below
 
 
 @dataclass(slots=True)
@@ -166,7 +170,7 @@ class Section(Kind):
             try:
                 self.finish(values)
             except BadValueError as error:
-                report.add(node, key, str(error))
+                report.add(*_below(node, key, error.below), str(error))
         return values
 
     def _given(self, node: yaml.MappingNode, key: str, report: Report) -> dict[str, Any]:
@@ -195,6 +199,20 @@ class Section(Kind):
                 default = compose(entry.default, report.file)
                 values[entry.name] = entry.kind.check(default, f"{key}.{entry.name}", report)
         return values
+
+
+def _below(node: yaml.Node, key: str, path: Sequence[str | int]) -> tuple[yaml.Node, str]:
+    """The node at a path of keys and indices, and its key; as far as it is written."""
+    for step in path:
+        if isinstance(step, int) and isinstance(node, yaml.SequenceNode):
+            node, key = node.value[step], f"{key}[{step}]"
+            continue
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next((value for name, value in pairs if name.value == step), None)
+        if found is None:
+            break
+        node, key = found, f"{key}.{step}" if key else str(step)
+    return node, key
 
 
 def unknown_key(name: str, known: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,6 @@ def test_every_example_is_good(path: Path) -> None:
         agent_config(document, agent["name"]).check()
 
 
-
 def test_plain_values_read_back_the_same() -> None:
     document = load(QUICKSTART)
     again = parse(yaml.safe_dump(to_plain(document.values, DOCUMENT)), "again.yaml")
@@ -197,7 +197,37 @@ def test_ports_are_picked_once_and_kept(tmp_path: Path) -> None:
 def test_a_broken_earlier_file_is_replaced(tmp_path: Path) -> None:
     document = load(QUICKSTART, tmp_path)
     resolved_path(document).write_text("not: a cluster\n")
-    assert resolve(document, lambda host, preferred: 20000 + preferred).controller["listen"][1] == 20000
+    ports = itertools.count(20000)
+    assert resolve(document, lambda host, preferred: preferred or next(ports)).controller["listen"][1] == 20000
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("segment_size: 3000", "1:15: segment_size: "),
+        ("containers:\n  - name: c\n    export: s/e", "3:13: containers[0].export: "),
+        ("containers: []\ncontroller: {renew: 0s}", "2:21: controller.renew: "),
+        ("controller:\n  lease: 1s\n  api_listen: 10.0.0.1:80\n  renew: 100ms", "3:15: controller.api_listen: "),
+        ("controller: {listen: 127.0.0.1:5000, api_listen: 127.0.0.1:5000}", "1:50: controller.api_listen: "),
+        ("controller: {listen: 127.0.0.1:5000}", "9:13: agents[1].listen: 127.0.0.1:5000 is already used by"),
+        ("containers: [{name: c, export: s/tiny}]", "7:59: agents[0].exports[1].size: expected at least two"),
+    ],
+)
+def test_mistakes_between_keys_are_shown_where_they_are(text: str, place: str) -> None:
+    agents = """
+agents:
+  - name: s
+    roles: [exporter]
+    exports:
+      - {name: disk, kind: malloc, size: 64MiB}
+      - {name: tiny, kind: malloc, block_size: 512, size: 1MiB}
+  - {name: a, roles: [mapper],
+    listen: 127.0.0.1:5000}
+"""
+    with pytest.raises(ConfigError) as caught:
+        parse(text + agents, "x.yaml")
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(f"x.yaml:{place}")
 
 
 def test_the_daemons_get_what_the_file_says(tmp_path: Path) -> None:

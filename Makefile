@@ -39,9 +39,10 @@ bench: venv  ## measure, print a table and write build/bench.json (BENCH_ARGS="m
 	@mkdir -p build
 	@$(VENV)/python -m ci.bench --json build/bench.json $(BENCH_ARGS)
 
-native: venv  ## build segmap_tgt and the bdev module against an installed SPDK (SPDK_PREFIX=... picks one)
+NATIVE := build/native$(if $(ASAN),-asan)
+native: venv  ## build segmap_tgt and the bdev module against an installed SPDK (SPDK_PREFIX=... picks one; ASAN=1)
 	@paths=$$($(VENV)/python -m ci.native) && $(MAKE) --no-print-directory -C dataplane/bdev_segmap \
-		BUILD=$(CURDIR)/build/native SPDK_PKG_CONFIG_PATH="$$paths" && echo "built build/native/segmap_tgt"
+		BUILD=$(CURDIR)/$(NATIVE) SPDK_PKG_CONFIG_PATH="$$paths" && echo "built $(NATIVE)/segmap_tgt"
 
 lint: venv  ## ruff, strict mypy, the tidy rules, and that generated docs are current
 	@$(VENV)/ruff check .

@@ -19,6 +19,7 @@
 #define FRAMES_MAX 1024u
 #define QUEUE_BYTES_MAX (64u << 20)
 #define DISCARDS_MAX 64
+#define BACKLOG 64
 #define PATH_VARIABLE "SEGMAP_DATAPLANE_SOCKET"
 
 static const char *g_path;
@@ -442,7 +443,7 @@ listen_at(const char *path)
 	mask = umask(0177);
 	rc = bind(fd, (const struct sockaddr *)&address, sizeof(address));
 	umask(mask);
-	if (rc < 0 || listen(fd, 8) < 0) {
+	if (rc < 0 || listen(fd, BACKLOG) < 0) {
 		rc = -errno;
 		SPDK_ERRLOG("cannot listen on %s: %s\n", path, spdk_strerror(-rc));
 		close(fd);

@@ -11,6 +11,7 @@ from cli.commands import (
     containers,
     daemons,
     doctor,
+    fault_proxy,
     io,
     maps,
     pki,
@@ -27,6 +28,7 @@ GROUPS: dict[str, str] = {
     "store": "The controller's store: backups, verification, restoring.",
     "token": "Clients of the API that are not the controller's own user.",
     "pki": "Certificates of the controller and the agents.",
+    "fault-proxy": "A bad network on demand, for test systems.",
 }
 
 COMMANDS: tuple[Command, ...] = (
@@ -42,4 +44,5 @@ COMMANDS: tuple[Command, ...] = (
     *store.COMMANDS,
     *pki.COMMANDS,
     *access.COMMANDS,
+    *fault_proxy.COMMANDS,
 )

@@ -74,7 +74,8 @@ class Codec:
         fixed = [(name, kind if isinstance(kind, Scalar) else COUNT) for name, kind in zip(names, kinds, strict=True)]
         placed, form, pads, self.fixed_bytes = lay_out(fixed)
         self.places = tuple(Place(name, offset, kind) for (name, offset, _), kind in zip(placed, kinds, strict=True))
-        self.struct = struct.Struct(HEADER.format + form)
+        self._frame = struct.Struct(HEADER.format + form)
+        self._body = struct.Struct("<" + form)
         self._pad_mask = sum(255 << 8 * offset for offset in pads)
         self._body_end = HEADER_BYTES + self.fixed_bytes
         self._get = _getter(names)
@@ -96,6 +97,7 @@ class Codec:
             for index, kind in enumerate(kinds)
             if isinstance(kind, Scalar) and kind.code == "16s"
         )
+        self._restricted = bool(self._converted or self._bounded or self._uuids)
         self._has_problem = message.problem is not Message.problem
 
     def _where(self, name: str) -> str:
@@ -105,7 +107,8 @@ class Codec:
 
     def encode(self, message: Message, kind: int, version: int, flags: int, header: Header) -> bytes:
         values = list(self._get(message))
-        self._check(values)
+        if self._restricted:
+            self._check(values)
         blobs: list[Any] = []
         length = self._body_end
         for index, where, field in self._variable:
@@ -119,7 +122,7 @@ class Codec:
             raise FieldError(f"{self.message.__name__}: a frame of {length} bytes, at most {FRAME_BYTES_MAX}")
         term, incarnation, epoch, table, sequence, request_id, _ = header
         try:
-            fixed = self.struct.pack(
+            fixed = self._frame.pack(
                 length, kind, version, flags, request_id, term, incarnation, epoch, table, sequence, *values
             )
         except struct.error as error:
@@ -143,7 +146,7 @@ class Codec:
         """The message in a whole frame whose header has been checked."""
         if len(frame) < self._body_end:
             raise ProtocolError(self.message.__name__, f"{len(frame)} bytes, the fixed part ends at {self._body_end}")
-        values = list(self.struct.unpack_from(frame)[10:])
+        values = list(self._body.unpack_from(frame, HEADER_BYTES))
         if self._pad_mask and int.from_bytes(frame[HEADER_BYTES : self._body_end], "little") & self._pad_mask:
             raise ProtocolError(self.message.__name__, "padding is not zero")
         for index, where, valid in self._converted:

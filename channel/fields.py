@@ -207,7 +207,8 @@ class RecordArray(Generic[RecordT]):
     c_name: str
     fields: tuple[RecordField, ...] = field(init=False)
     layout: struct.Struct = field(init=False)
-    pads: tuple[int, ...] = field(init=False)
+    columns: tuple[tuple[int, bytes, str], ...] = field(init=False)
+    """Of bytes that not all values are good for: (offset in the record, good values, what is wrong with others)."""
     make: Callable[[tuple[int, ...]], RecordT] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -215,7 +216,7 @@ class RecordArray(Generic[RecordT]):
         fields, form, pads, size = lay_out([(name, kind_of(hint)) for name, hint in hints.items()])
         object.__setattr__(self, "fields", tuple(RecordField(name, offset, kind) for name, offset, kind in fields))
         object.__setattr__(self, "layout", struct.Struct("<" + form))
-        object.__setattr__(self, "pads", pads)
+        object.__setattr__(self, "columns", tuple(_columns(self.fields, pads)))
         object.__setattr__(self, "make", partial(tuple.__new__, self.record))
         assert self.layout.size == size and not size % 8, f"{self.record.__name__} is not padded to 8 bytes"
 
@@ -232,19 +233,23 @@ class RecordArray(Generic[RecordT]):
         if isinstance(value, Records) and value.kind is self:
             return (value.raw,), len(value)
         try:
-            blobs = [
-                _batch(self.layout.format, len(batch)).pack(*chain.from_iterable(batch)) for batch in _batches(value)
-            ]
+            if len(value) <= _BATCH_RECORDS:
+                raw = self._packed(value)
+            else:
+                raw = b"".join(map(self._packed, _batches(value)))
         except (struct.error, TypeError) as error:
             raise FieldError(f"{where}: {error}") from error
-        for blob in blobs:
-            problem = self._problem(blob)
-            if problem:
-                raise FieldError(f"{where}{problem}")
-        return blobs, len(value)
+        problem = self._problem(raw)
+        if problem:
+            raise FieldError(f"{where}{problem}")
+        return (raw,), len(value)
+
+    def _packed(self, batch: Sequence[RecordT]) -> bytes:
+        return _batch(self.layout.format, len(batch)).pack(*chain.from_iterable(batch))
 
     def unpack(self, frame: bytes, offset: int, count: int, where: str) -> tuple[Records[RecordT], int]:
-        raw, end = _cut(frame, offset, count, count * self.layout.size, self.limit, where)
+        end = _end(frame, offset, count, count * self.layout.size, self.limit, where)
+        raw = frame[offset:end]
         problem = self._problem(raw)
         if problem:
             raise ProtocolError(where, problem.lstrip(".: "))
@@ -253,14 +258,20 @@ class RecordArray(Generic[RecordT]):
     def _problem(self, raw: bytes) -> str:
         """What is wrong in packed records: columns of bytes are looked at, not records."""
         size = self.layout.size
-        for column in self.pads:
-            if any(raw[column::size]):
-                return ": padding is not zero"
-        for item in self.fields:
-            maximum = item.kind.maximum
-            if maximum is not None and raw and max(raw[item.offset :: size]) > maximum:
-                return f".{item.name}: larger than {maximum}"
+        for offset, good, problem in self.columns:
+            if raw[offset::size].translate(None, good):
+                return problem
         return ""
+
+
+def _columns(fields: Sequence[RecordField], pads: Sequence[int]) -> Iterator[tuple[int, bytes, str]]:
+    for offset in pads:
+        yield offset, b"\0", ": padding is not zero"
+    for item in fields:
+        maximum = item.kind.maximum
+        if maximum is not None:
+            assert item.kind.size == 1, f"{item.name}: only single bytes have a maximum in records"
+            yield item.offset, bytes(range(maximum + 1)), f".{item.name}: larger than {maximum}"
 
 
 def plain(records: Sequence[tuple[int, ...]]) -> Iterable[tuple[int, ...]]:
@@ -274,9 +285,6 @@ def _batch(form: str, count: int) -> struct.Struct:
 
 
 def _batches(value: Sequence[RecordT]) -> Iterator[Sequence[RecordT]]:
-    if len(value) <= _BATCH_RECORDS:
-        yield value
-        return
     for start in range(0, len(value), _BATCH_RECORDS):
         yield value[start : start + _BATCH_RECORDS]
 

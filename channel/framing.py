@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+from typing import Final
+
 from channel.codec import check_length
 
 Buffer = bytes | bytearray | memoryview
+_LENGTH: Final = struct.Struct("<I")
 
 
 class FrameReader:
@@ -26,7 +30,7 @@ class FrameReader:
         available = len(self._buffer) - self._start
         if available < 4:
             return None
-        length = int.from_bytes(self._buffer[self._start : self._start + 4], "little")
+        (length,) = _LENGTH.unpack_from(self._buffer, self._start)
         check_length(length)
         if available < length:
             return None

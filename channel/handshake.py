@@ -17,7 +17,14 @@ VERSION_FREE: Final = frozenset({MessageType.HELLO, MessageType.DP_HELLO, Messag
 Versions = tuple[int, int]
 
 
-class Role(Enum):
+class _Hashed(Enum):
+    """Members are hashed as what they are, one object each. Enum's own hash is written in Python, and every frame looks
+    three of them up."""
+
+    __hash__ = object.__hash__
+
+
+class Role(_Hashed):
     """Which end of which link: controller-daemon (CONTROLLER, AGENT), or daemon-data plane (DAEMON, DATA_PLANE)."""
 
     CONTROLLER = "controller"
@@ -40,7 +47,7 @@ OUTGOING: Final = {
 }
 
 
-class SessionState(Enum):
+class SessionState(_Hashed):
     """Where a session is in its life."""
 
     GREETING = "has to send its hello"
@@ -51,7 +58,7 @@ class SessionState(Enum):
     ENDED = "ended"
 
 
-class Input(Enum):
+class Input(_Hashed):
     """What can happen to a session."""
 
     SEND_HELLO = "send HELLO"

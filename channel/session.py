@@ -287,16 +287,20 @@ class Session:
         if frame.type not in self._receivable:
             raise ProtocolError("header.type", f"{frame.type.name} is not for the {self.role.value}")
         self._move(_received(frame.type))
-        message = frame.message
-        if isinstance(message, Goodbye):
-            self._end(SessionEnded(message.status, message.detail, by_peer=True))
-        elif isinstance(message, Hello | DataPlaneHello):
-            self._receive_hello(frame, message)
+        if frame.type in VERSION_FREE:
+            self._receive_handshake(frame, frame.message)
         elif frame.header.request_id:
             self._receive_request(frame)
         else:
             self._adopt_version(frame.version)
-            self._events.append(NoticeReceived(frame.header, frame.type, message, frame.data))
+            self._events.append(NoticeReceived(frame.header, frame.type, frame.message, frame.data))
+
+    def _receive_handshake(self, frame: Frame, message: Message) -> None:
+        if isinstance(message, Goodbye):
+            self._end(SessionEnded(message.status, message.detail, by_peer=True))
+        else:
+            assert isinstance(message, Hello | DataPlaneHello)
+            self._receive_hello(frame, message)
 
     def _receive_hello(self, frame: Frame, hello: Hello | DataPlaneHello) -> None:
         if not 0 < hello.version_min <= hello.version_max:

@@ -146,4 +146,4 @@ class Listener(ABC):
 
 def size_of(buffers: Sequence[Buffer]) -> int:
     """Bytes in all buffers."""
-    return sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers)
+    return sum([buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers])

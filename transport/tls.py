@@ -164,7 +164,7 @@ class TlsLayer:
         if len(buffers) > 1 and size_of(buffers) <= JOINED_BYTES_MAX:
             buffers = (b"".join(buffers),)
         for buffer in buffers:
-            if size_of((buffer,)):
+            if len(buffer):
                 self._object.write(buffer)
 
     def send_end(self) -> None:

@@ -177,9 +177,9 @@ def _small_changes(batch: Batch) -> SmallChanges | None:
 
 def prepare(fresh: Sequence[Batch]) -> Group:
     """Check and encode batches that are not repeats. Raises BatchRefused."""
-    ids = tuple(_number(batch.id, "a batch id", U64_MAX) for batch in fresh)
+    ids = tuple([_number(batch.id, "a batch id", U64_MAX) for batch in fresh])
     _check_records(fresh)
-    changes = tuple(change for batch in fresh if (change := _small_changes(batch)) is not None)
+    changes = tuple([change for batch in fresh if (change := _small_changes(batch)) is not None])
     return Group(ids, array("Q", ids).tobytes(), b"".join(map(_records_of, fresh)), changes)
 
 

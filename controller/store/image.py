@@ -10,6 +10,7 @@ may be shared between tables after `share_table`: change them through the method
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from controller.store.records import CONTAINER_SEGMENTS_MAX, SegmentState, apply
@@ -107,6 +108,18 @@ class MapImage:
             self.writable_chunk(vdisk, segment >> CHUNK_SHIFT)[segment & _MASK] = entry
             if entry & _STATE_BITS == MAPPED:
                 self._mark_mapped(entry)
+
+    def set_entries(self, vdisk: int, segments: Sequence[int], entries: Sequence[int]) -> None:
+        """The same for many, anywhere in one table. Raises ValueError if the lengths differ."""
+        owned, states = self._owned.setdefault(vdisk, {}), self.segments
+        for segment, entry in zip(segments, entries, strict=True):
+            chunk = owned.get(segment >> CHUNK_SHIFT) or self.writable_chunk(vdisk, segment >> CHUNK_SHIFT)
+            chunk[segment & _MASK] = entry
+            if entry & _STATE_BITS == MAPPED:
+                try:
+                    states[entry >> 4 & 0xFFF][entry >> 16] = _MAPPED_STATE
+                except (KeyError, IndexError):
+                    self._mark_mapped(entry)
 
     def _mark_mapped(self, entry: int) -> None:
         try:

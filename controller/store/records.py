@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -33,7 +33,6 @@ REFERENCES_MAX: Final = (1 << 24) - 1
 SLOTS: Final = 4096
 U64_MAX: Final = (1 << 64) - 1
 _OBJECT_MAX: Final = (1 << 32) - 1
-_VALUE_CHECKED: Final = CONTAINER_SEGMENTS_MAX << 16
 
 if sys.byteorder != "little":
     raise ImportError("segmap's records are little-endian in memory; this machine is not")
@@ -73,7 +72,9 @@ _REQUEST: Final = int(RecordKind.REQUEST)
 _ENTRY_ARRAY: Final = int(RecordKind.ENTRY_ARRAY)
 _LONG_KINDS: Final = {_ENTRY_RUN, _ENTRY_ARRAY}
 _ARRAY_FIRST: Final = bytes([_ENTRY_ARRAY])
-_PLAIN_KINDS: Final = {_SET_ENTRY, _REQUEST}
+_PLAIN_KINDS: Final = bytes([_SET_ENTRY, _REQUEST])
+_ALWAYS_ZERO: Final = (1, 2, 3, 22, 23)
+"""Bytes of a plain record: the rest of its kind, reserved, and what would be beyond the last segment."""
 
 
 class RecordError(ValueError):
@@ -176,10 +177,9 @@ def all_plain(records: bytes) -> bool:
     """True if these whole records are SET_ENTRY and REQUEST only, with nothing to object to. A quick look at faults."""
     if records[:1] == _ARRAY_FIRST:
         return False
-    words = array("Q", records)
-    return max(words[2::3], default=0) < _VALUE_CHECKED and all(
-        head & 0xFFFFFFFF in _PLAIN_KINDS for head in set(words[0::3])
-    )
+    if records[0::RECORD_BYTES].translate(None, _PLAIN_KINDS):
+        return False
+    return not b"".join([records[column::RECORD_BYTES] for column in _ALWAYS_ZERO]).strip(b"\0")
 
 
 def validate(records: bytes) -> None:
@@ -303,16 +303,20 @@ class RecordBuilder:
     def faults(
         self,
         vdisk: int,
-        segments: Iterable[int],
-        entries: Iterable[int],
+        segments: Sequence[int],
+        entries: Sequence[int],
         incarnation: int,
-        request_ids: Iterable[int],
+        request_ids: Sequence[int],
     ) -> None:
         """For each answered fault its new entry and its request. Raises ValueError if the lengths differ."""
-        head = _SET_ENTRY | vdisk << 32
-        words = array("Q")
-        for segment, entry, request_id in zip(segments, entries, request_ids, strict=True):
-            words.extend((head, segment, entry, _REQUEST, incarnation, request_id))
+        count = len(segments)
+        words = array("Q", bytes(2 * RECORD_BYTES * count))  # filled column by column: far faster than word by word
+        words[0::6] = array("Q", [_SET_ENTRY | vdisk << 32]) * count
+        words[1::6] = array("Q", segments)
+        words[2::6] = array("Q", entries)
+        words[3::6] = array("Q", [_REQUEST]) * count
+        words[4::6] = array("Q", [incarnation]) * count
+        words[5::6] = array("Q", request_ids)
         self._data += words.tobytes()
 
     def take(self) -> bytes:

@@ -122,7 +122,9 @@ def test_every_truncation_is_refused() -> None:
         RECORD.pack(0, 0, 1, 1, 1),
         RECORD.pack(10, 0, 1, 1, 1),
         RECORD.pack(12, 0, 1, 1, 1),
+        RECORD.pack(1 << 8 | 1, 0, 1, 1, 1),
         RECORD.pack(1, 7, 1, 1, 1),
+        RECORD.pack(1, 7 << 8, 1, 1, 1),
         RECORD.pack(2, 0, 1, 0, 0) + RECORD.pack(1, 0, 1, 0, 5),
         RECORD.pack(2, 0, 1, 0, 9) + RECORD.pack(1, 0, 2, 0, 5),
         RECORD.pack(2, 0, 1, (1 << 64) - 1, 9) + RECORD.pack(1, 0, 1, (1 << 64) - 1, 5),
@@ -136,6 +138,7 @@ def test_every_truncation_is_refused() -> None:
         RECORD.pack(6, 0, 1, 1 << 32, 0),
         RECORD.pack(11, 0, 4096, 0, 0),
         RECORD.pack(1, 0, 1, 1, pack(1, CONTAINER_SEGMENTS_MAX)),
+        RECORD.pack(1, 0, 1, 1, pack(1, CONTAINER_SEGMENTS_MAX << 8)),
         RECORD.pack(5, 0, 1, 0, 3) + struct.pack("<3Q", 5, pack(1, CONTAINER_SEGMENTS_MAX), 5),
     ],
 )
@@ -195,6 +198,24 @@ def test_shared_chunks_are_copied_before_a_change() -> None:
     image.fill_entries(1, 0, 3 * 4096, ERROR_ENTRY)
     image.set_entry(1, 4096, ZERO_ENTRY)
     assert image.entry(1, 0) == image.entry(1, 8192) == ERROR_ENTRY and image.entry(1, 4096) == ZERO_ENTRY
+
+
+def test_many_entries_are_set_as_one_by_one() -> None:
+    segments = [5, 4097, 6, 1 << 20, 5]
+    entries = [pack(3, 8), pack(3, 9, NO_WRITE), ERROR_ENTRY, pack(4, 1), pack(3, 10)]
+    images = [MapImage(), MapImage()]
+    for image in images:
+        image.set_entry(1, 7, pack(3, 7))
+        image.fill_segments(3, 0, 9, SegmentState.ZEROED)
+        image.share_table(1, 2)
+    images[0].set_entries(1, segments, entries)
+    for segment, entry in zip(segments, entries, strict=True):
+        images[1].set_entry(1, segment, entry)
+    assert images[0].tables == images[1].tables and images[0].segments == images[1].segments
+    assert images[0].entry(1, 5) == pack(3, 10) and images[0].entry(2, 5) == ZERO_ENTRY
+    assert images[0].state(3, 8) == images[0].state(4, 1) == SegmentState.MAPPED
+    with pytest.raises(ValueError):
+        images[0].set_entries(1, [1, 2], [ERROR_ENTRY])
 
 
 @pytest.mark.parametrize("count", [1, 2, 4095, 4096, 4097, 8192, 10_000])

@@ -188,7 +188,7 @@ def _checked(name: str, value: Any) -> Any:
 
 def _break(writer: asyncio.StreamWriter) -> None:
     """End it with a reset: nothing that is buffered, here or in the kernel, gets there any more."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed already
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORTING_CLOSE)
     writer.transport.abort()
 

@@ -8,15 +8,23 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from agent.config import AgentConfig
-from tests.chaos.machines import Machines, NotPossible, SmallDisk
+from spdk_rpc.call import Call
+from spdk_rpc.client import AsyncRpcClient
+from spdk_rpc.errors import RpcFailure
+from spdk_rpc.methods import bdev
+from tests.chaos.machines import Machines, SmallDisk
 from tests.chaos.schedule import Fault, Kind
 from tests.chaos.weather import Weather
+from tests.chaos.wires import Wires
 from tests.cluster.cluster import Cluster, Daemon, pause
 
 TARGET: Final = ".target"
+RPC_S: Final = 3.0
+RPC_RETRY_S: Final = 0.2
+LATENCIES: Final = ("avg_read", "p99_read", "avg_write", "p99_write")
 
 
 class Breaker:
@@ -25,13 +33,13 @@ class Breaker:
     def __init__(
         self,
         cluster: Cluster,
-        machines: Machines | None,
+        network: Machines | Wires,
         disks: dict[str, SmallDisk],
         weather: Weather,
         story: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
-        self._machines = machines
+        self._network = network
         self._disks = disks
         self._weather = weather
         self._story = story
@@ -153,37 +161,49 @@ class Breaker:
     # --- networks ----------------------------------------------------------------------------------------------------
 
     def _ways(self, fault: Fault) -> list[tuple[str, str]]:
-        assert self._machines is not None
         one, other = fault.victim, fault.other
         if fault.kind is Kind.ONE_WAY:
             return [(one, other)]
         if fault.kind is Kind.CUT:
             return [(one, other), (other, one)]
-        others = [name for name in self._machines.names if name != one]
+        others = [name for name in self._network.names if name != one]
         return [way for name in others for way in ((one, name), (name, one))]
 
     def _cut(self, ways: list[tuple[str, str]]) -> Callable[[], None]:
-        machines = self._machines
-        assert machines is not None
         for way in ways:
             self._cuts[way] += 1
-            machines.cut(*way)
+            self._network.cut(*way)
 
         def undo() -> None:
             for way in ways:
                 self._cuts[way] -= 1
                 if not self._cuts[way]:
-                    machines.heal(*way)
+                    self._network.heal(*way)
 
         return undo
 
     # --- containers --------------------------------------------------------------------------------------------------
 
     async def _inject(self, fault: Fault, on: bool) -> None:
-        """Into the error and delay bdevs below a container; nothing if its target is not there to be told."""
-        config = self._cluster.agents[self._owners[fault.victim]].config
+        """Into the error and delay bdevs below a container. What cannot be put there now is left out; to take it away
+        is tried until somebody has heard it: a target that was only stopped still has it."""
+        name, config = fault.victim, self._cluster.agents[self._owners[fault.victim]].config
         assert isinstance(config, AgentConfig)
-        raise NotPossible(f"{config.name} has no such bdevs")
+        if fault.kind is Kind.ERRORS:
+            io_type = ("all" if fault.size % 2 else "write") if on else "clear"
+            calls: list[Call[Any]] = [bdev.error_inject(f"EE_{name}", io_type, "failure", fault.size)]
+        else:
+            size = fault.size if on else 0
+            calls = [bdev.delay_update(f"faults-{name}", kind, size) for kind in LATENCIES]
+        async with AsyncRpcClient(config.rpc_path, timeout_s=RPC_S) as client:
+            while calls:
+                try:
+                    await client.run(calls[0])
+                    calls.pop(0)
+                except RpcFailure:
+                    if on:
+                        return
+                    await pause(RPC_RETRY_S)
 
 
 def _nothing() -> None:

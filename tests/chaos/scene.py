@@ -22,17 +22,19 @@ from tests.chaos.load import Path as HostPath
 from tests.chaos.machines import HOSTS, Machines, SmallDisk
 from tests.chaos.schedule import Fault, Sight, plan
 from tests.chaos.weather import Weather
+from tests.chaos.wires import Wires
 from tests.cluster.cluster import LEASE_S, MIB, Cluster, pause
 
 MAPPERS: Final = ("a", "b", "c")
 EXPORTERS: Final = ("x", "y")
+AGENTS: Final = (*EXPORTERS, *MAPPERS)
 SHOWN: Final = (("shared", MAPPERS, (1, 2, 3)), ("pair", ("b", "c"), (2, 3)), ("private", ("a",), (1,)))
 SPAN: Final = 24 * MIB
 DISK_BYTES: Final = 1 << 36
 CONTAINER_BYTES: Final = 48 * MIB
 STORE_DISK_BYTES: Final = 96 * MIB
 CONTAINER_DISK_BYTES: Final = 2 * CONTAINER_BYTES + 24 * MIB
-WORKERS: Final = 2
+WORKERS: Final = 4
 PAUSE_S: Final = 0.04
 CONVERGED_S: Final = 90.0
 TIMES: Final[dict[str, Any]] = {"park_limit_s": 6.0, "space_deadline_s": 4.0, "io_deadline_s": 5.0}
@@ -42,10 +44,11 @@ HOST: Final[dict[str, Any]] = {"io_queues": 1, "keep_alive_ms": 4000, "io_timeou
 class Scene:
     """`story`: every fault, as it happened. `report` is filled in by `play`, which does not raise."""
 
-    def __init__(self, directory: Path, seed: int, seconds: float, say: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, seed: int, seconds: float, enclosed: bool, say: Callable[[str], None]) -> None:
         self.directory = directory
         self.seed = seed
         self.seconds = seconds
+        self._enclosed = enclosed
         self._say = say
         self.violations: list[dict[str, Any]] = []
         self._began = time.monotonic()
@@ -71,60 +74,71 @@ class Scene:
 
     # --- the machines ------------------------------------------------------------------------------------------------
 
-    def sight(self) -> Sight:
+    def sight(self, network: Machines | Wires) -> Sight:
         """What there is to break."""
-        agents = (*EXPORTERS, *MAPPERS)
-        links = [("controller", name) for name in agents]
+        links = [("controller", name) for name in AGENTS]
         links += [(mapper, exporter) for mapper in MAPPERS for exporter in EXPORTERS]
         links += [(HOSTS, mapper) for mapper in MAPPERS]
         return Sight(
-            processes=("controller", *agents, *(name + TARGET for name in agents)),
-            machines=agents,
-            links=tuple(links),
+            processes=("controller", *AGENTS, *(name + TARGET for name in AGENTS)),
+            machines=AGENTS,
+            links=network.links if isinstance(network, Wires) else tuple(links),
             disks=tuple(self._disks),
-            containers=(),
+            containers=tuple(f"{name}{number}" for name in EXPORTERS for number in range(2)),
             freezes=all(disk.freezes for disk in self._disks.values()),
             lease_s=LEASE_S,
         )
 
-    def _cluster(self, machines: Machines) -> Cluster:
-        self._disks["store"] = SmallDisk(self.directory / "store", self.directory / "store.img", STORE_DISK_BYTES)
+    def _disk(self, name: str, size_bytes: int) -> Path:
+        """A directory; a small file system of its own if that can be had."""
+        place = self.directory / f"disk-{name}"
+        if self._enclosed:
+            self._disks[name] = SmallDisk(place, self.directory / f"disk-{name}.img", size_bytes)
+        else:
+            place.mkdir()
+        return place
+
+    def _cluster(self, network: Machines | Wires) -> Cluster:
         exporters = {}
         for name in EXPORTERS:
-            place = self.directory / f"disk-{name}"
-            self._disks[name] = SmallDisk(place, self.directory / f"disk-{name}.img", CONTAINER_DISK_BYTES)
+            place = self._disk(name, CONTAINER_DISK_BYTES)
             exporters[name] = tuple(
-                ContainerConfig(f"{name}{number}", "aio", place / f"{name}{number}.img", CONTAINER_BYTES)
+                ContainerConfig(f"{name}{number}", "aio", place / f"{name}{number}.img", CONTAINER_BYTES, faults=True)
                 for number in range(2)
             )
-        store = self.directory / "store" / "store.db"
-        return Cluster(self.directory, exporters, MAPPERS, network=machines, store_path=store, **TIMES)
+        store = self._disk("store", STORE_DISK_BYTES) / "store.db"
+        return Cluster(self.directory, exporters, MAPPERS, network=network, store_path=store, **TIMES)
 
     # --- the play ----------------------------------------------------------------------------------------------------
 
     async def play(self) -> None:
         """All of it; what went wrong is in `violations`."""
-        machines = Machines(("controller", *EXPORTERS, *MAPPERS))
+        network = Machines(("controller", *AGENTS)) if self._enclosed else Wires(AGENTS, MAPPERS)
         try:
-            cluster = self._cluster(machines)
-            faults = plan(self.seed, self.seconds, self.sight())
+            if isinstance(network, Wires):
+                await network.open()
+            cluster = self._cluster(network)
+            faults = plan(self.seed, self.seconds, self.sight(network))
             (self.directory / "schedule").write_text("".join(f"{fault.at_s:9.3f} {fault}\n" for fault in faults))
             async with cluster:
                 try:
-                    await self._play(cluster, machines, faults)
+                    await self._play(cluster, network, faults)
                 except Violation as violation:
                     self.violated(str(violation), violation.history)
         finally:
-            machines.close()
+            if isinstance(network, Wires):
+                await network.close()
+            else:
+                network.close()
             for disk in self._disks.values():
                 disk.close()
 
-    async def _play(self, cluster: Cluster, machines: Machines, faults: list[Fault]) -> None:
+    async def _play(self, cluster: Cluster, network: Machines | Wires, faults: list[Fault]) -> None:
         disks = await self._make_disks(cluster)
         self._began = time.monotonic()
         weather = Weather(self.clock, frozenset(EXPORTERS))
         self._load = load = Load(self.seed, disks, weather, WORKERS, PAUSE_S)
-        self._breaker = Breaker(cluster, machines, self._disks, weather, self.story)
+        self._breaker = Breaker(cluster, network, self._disks, weather, self.story)
         watching = asyncio.create_task(self._count_faults(cluster))
         doing = asyncio.create_task(load.run())
         breaking = asyncio.create_task(self._break(faults))
@@ -211,6 +225,13 @@ class Scene:
             lines = [f"{one['severity']} {one['kind']}: {one['text']}" for one in answer["findings"]]
             raise Violation(f"segmap check {when} finds {len(lines)} things wrong", lines)
 
+    def _sandbox(self) -> str:
+        """What could be broken, and what could not."""
+        if not self._enclosed:
+            return "loopback with fault proxies; no links to containers, no file systems of their own"
+        kind = "ext4" if all(disk.freezes for disk in self._disks.values()) else "tmpfs, which cannot be frozen"
+        return f"network namespaces, small file systems: {kind}"
+
     def report(self) -> dict[str, Any]:
         """What there is to tell, also of a run that went wrong early."""
         load = self._load.counts.document() if hasattr(self, "_load") else {}
@@ -219,8 +240,7 @@ class Scene:
             "seed": self.seed,
             "seconds": self.seconds,
             "converged_s": round(self._converged_s, 3),
-            "sandbox": "network namespaces, "
-            + ("ext4" if all(disk.freezes for disk in self._disks.values()) else "tmpfs"),
+            "sandbox": self._sandbox(),
             "load": load,
             "faults": {
                 "kinds": dict(breaker.kinds) if breaker else {},

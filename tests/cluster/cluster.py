@@ -84,8 +84,8 @@ class Network:
     def prefix(self, name: str) -> tuple[str, ...]:
         return ()
 
-    def way(self, name: str, host: str, port: int) -> tuple[str, int]:
-        """Address and port by which `name` reaches the controller."""
+    def way(self, name: str, to: str, host: str, port: int) -> tuple[str, int]:
+        """Address and port by which `name` reaches `to`, which listens at `host` and `port`."""
         return host, port
 
 
@@ -146,7 +146,7 @@ class Cluster:
         config = AgentConfig(
             name,
             self.roles[name],
-            (self.network.way(name, self.network.address("controller"), port),),
+            (self.network.way(name, "controller", self.network.address("controller"), port),),
             files.ca,
             files.certificate,
             files.key,
@@ -263,7 +263,8 @@ class Cluster:
 
         where = await self.until(presented)
         options = {"reconnect": ReconnectPolicy(0.05, 0.2), **options}
-        host = await NvmeTcpHost.connect(where["traddr"], where["trsvcid"], where["subnqn"], **options)
+        traddr, trsvcid = self.network.way("hosts", agent, where["traddr"], int(where["trsvcid"]))
+        host = await NvmeTcpHost.connect(traddr, trsvcid, where["subnqn"], **options)
         self._hosts.append(host)
         return host
 

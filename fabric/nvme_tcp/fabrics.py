@@ -40,11 +40,15 @@ AT_SQSIZE: Final = 44
 
 
 class ConnectRefusedError(Exception):
-    """Connect cannot succeed: status, and the place of the wrong field."""
+    """Connect cannot succeed: status, and the place of the wrong field.
 
-    def __init__(self, status: int, place: int = 0) -> None:
+    `later`: it may when the host tries again. A target that has just started knows its subsystems, their listeners and
+    their hosts one after the other, and a kernel that reads "do not retry" then gives up its disk for good.
+    """
+
+    def __init__(self, status: int, place: int = 0, *, later: bool = False) -> None:
         super().__init__(f"status {status:x}h at {place:x}h")
-        self.status = status | DNR
+        self.status = status if later else status | DNR
         self.place = place
 
 
@@ -110,10 +114,10 @@ def _connect(connection: TargetConnection, command: Command, sqe: Sqe) -> int | 
         raise _invalid(AT_HOSTNQN)
     subsystem = connection.target.subsystems.get(subnqn or "")
     if subsystem is None:
-        raise _invalid(AT_SUBNQN)
+        raise ConnectRefusedError(Status.CONNECT_INVALID_PARAMETERS, AT_SUBNQN, later=True)
     at_listener = subsystem.is_discovery or connection.listener in subsystem.listeners
     if not subsystem.allows(hostnqn) or not at_listener:
-        raise ConnectRefusedError(Status.CONNECT_INVALID_HOST)
+        raise ConnectRefusedError(Status.CONNECT_INVALID_HOST, later=True)
     qid, entries = sqe.cdw10 >> 16, (sqe.cdw11 & 0xFFFF) + 1
     limits = connection.limits
     if not 2 <= entries <= (limits.max_queue_depth if qid else limits.max_admin_depth):
@@ -128,7 +132,7 @@ def _connect(connection: TargetConnection, command: Command, sqe: Sqe) -> int | 
             raise _invalid(AT_CNTLID)
         controller = connection.target.new_controller(subsystem, hostnqn, hostid)
         if controller is None:
-            raise ConnectRefusedError(Status.CONNECT_CONTROLLER_BUSY)
+            raise ConnectRefusedError(Status.CONNECT_CONTROLLER_BUSY, later=True)
         # One that has waited counts from the last moment at which it could have waited: nobody here knows the time.
         waited = connection.connecting is command and connection.deadline_ns is not None
         controller.set_keep_alive(sqe.cdw12, (waited and connection.deadline_ns) or connection.now_ns)

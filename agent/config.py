@@ -91,7 +91,7 @@ class AgentConfig:
     target_ready_s: float = 20.0
     deny_deadline_s: float = 10.0
     reconnect_min_s: float = 0.1
-    reconnect_max_s: float = 5.0
+    reconnect_max_s: float = 0.5
     ready_file: Path | None = None
     verbose: bool = False
 

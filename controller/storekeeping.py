@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +26,7 @@ from controller.store.writer import GroupCommitter
 _log: Final = logging.getLogger("segmap.controller")
 AUDIT_BATCH: Final = 1 << 39
 """Set in the ids of our own batches: the core counts its own from 1."""
+TURN_S: Final = 0.0005
 ANSWER_WITHIN_S: Final = 20.0
 """A backup that takes longer is answered as running; ask again."""
 
@@ -141,14 +144,15 @@ class StoreKeeper:
         backup = Backup(self._path.with_name(f"{self._path.name}.check"))
         try:
             await self._copy(backup)
-            verified = await asyncio.to_thread(lambda: verify(backup.copied, image=False))
+            with _short_turns():
+                verified = await asyncio.to_thread(lambda: verify(backup.copied, image=False))
             return verified.state, tuple(verified.findings.found)
         except StoreFull as error:
             return None, (Finding(WARNING, "store", f"the store was not read back: {error}"),)
         except StoreError as error:
             return None, (Finding(ERROR, "store", f"the store could not be read back: {error}"),)
         finally:
-            backup.discard()
+            await asyncio.to_thread(backup.discard)  # a large file takes its time to go
 
     def size_bytes(self) -> int:
         """The store's file and its write-ahead log."""
@@ -160,6 +164,17 @@ class StoreKeeper:
         self._stopping = True
         if self._task is not None:
             await asyncio.wait({self._task})
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """While another thread computes: the loop and the store's thread, which answer faults, get their turns sooner."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 def _refusal(error: StoreError) -> ApiError:

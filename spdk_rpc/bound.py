@@ -1,6 +1,7 @@
 """A process that ends when its starter ends, however that dies: the kernel sends it a signal (prctl(2), PDEATHSIG).
 
-`python -m spdk_rpc.bound PARENT-PID PROGRAM ARGUMENT...` runs a program so; the tie survives execve(2). A child that
+`python -I -S bound.py PARENT-PID PROGRAM ARGUMENT...` runs a program so; the tie survives execve(2). It is in the way
+of every restart of a target: it needs no site-packages, and imports nothing but the standard library. A child that
 knows how to tie itself finds its parent in the environment. The signal is sent at the end of the *thread* that started
 the child, so parents start children from their main one.
 """
@@ -20,7 +21,7 @@ PARENT_VARIABLE: Final = "SEGMAP_PARENT"
 
 def bound_command(argv: Sequence[str]) -> list[str]:
     """The command that runs `argv` bound to this process."""
-    return [sys.executable, "-m", "spdk_rpc.bound", str(os.getpid()), *argv]
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv]
 
 
 def bound_environment() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The target's life: started or adopted, built up, restarted when it dies, given up when it dies too often.
 
-A new target is started only after the old one's process is gone for certain (TargetExited). A target that lived for
-`stable_ns` clears the count of failures; a restart that the agent itself wants is not a failure.
+A new target is started only after the old one's process is gone for certain (TargetExited): the first time at once,
+hosts wait for it; then after a rest. A target that lived for STABLE_NS clears the count of failures; a restart that the
+agent itself wants is not a failure.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ class Supply:
         if self.failures >= FAILURES_MAX:
             self.life, self.wake_ns = Life.GIVEN_UP, None
             return [GiveUp(f"the target failed {self.failures} times in a row, the last time: {reason}")]
-        delay_ns = min(BACKOFF_MIN_NS << max(self.failures - 1, 0), BACKOFF_MAX_NS)
+        delay_ns = min(BACKOFF_MIN_NS << self.failures - 2, BACKOFF_MAX_NS) if self.failures > 1 else 0
         self.life, self.wake_ns = Life.RESTING, now_ns + delay_ns
-        return [Alarm(f"the target is gone: {reason}; it is started again in {delay_ns / SECOND_NS:g} s")]
+        when = f"in {delay_ns / SECOND_NS:g} s" if delay_ns else "at once"
+        return [Alarm(f"the target is gone: {reason}; it is started again {when}")]
 
     def restart(self, reason: str) -> list[Effect]:
         """End the running target; a new one follows."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 from dataplane.embedded import rpc_nvmf
@@ -25,8 +25,11 @@ _SIGNALS: Final = {
 }
 
 
+@functools.cache
 def segmap_version() -> str:
     """The version of the installed package."""
+    from importlib.metadata import PackageNotFoundError, version  # takes long to import: not in the way of a restart
+
     try:
         return version("segmap")
     except PackageNotFoundError:

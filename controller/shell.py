@@ -247,14 +247,14 @@ class ControllerShell:
 
     def _post_notice(self, link: Link, event: channel_events.NoticeReceived) -> None:
         """Faults that came one by one are stepped together: they share a commit and an answer."""
-        header = event.header._replace(request_id=0, table=0, sequence=0)
-        message = event.message
+        header, message = event.header, event.message
         if isinstance(message, MapFault) and self._inbox:
             last = self._inbox[-1]
             if (
                 isinstance(last, MessageReceived)
                 and isinstance(last.message, MapFault)
-                and (last.session, last.header) == (link.number, header)
+                and last.session == link.number
+                and last.header[:3] == header[:3]  # term, incarnation, epoch
                 and len(last.message.faults) + len(message.faults) <= MERGED_FAULTS_MAX
             ):
                 merged = last.message.faults

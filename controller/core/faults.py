@@ -245,18 +245,11 @@ class Faults:
 
     def learn(self, group: Group) -> None:
         """The group's new entries are the truth. The faulting table may hold the old until it applies the answer."""
-        vdisk = group.change.vdisk
-        set_entry, number = self._cluster.image.set_entry, vdisk.number
-        for segment, entry in zip(group.segments, group.entries, strict=True):
-            set_entry(number, segment, entry)
-        holdings = group.table.holdings
+        self._cluster.image.set_entries(group.change.vdisk.number, group.segments, group.entries)
+        segments, holdings = group.segments, group.table.holdings
         if group.void:
-            for segment in group.segments:
-                if holdings.get(segment) != NOTHING:
-                    holdings.set(segment, UNKNOWN)
-        else:
-            for segment in group.segments:
-                holdings.set(segment, UNKNOWN)
+            segments = [segment for segment in segments if holdings.get(segment) != NOTHING]
+        holdings.set_all(segments, UNKNOWN)
 
     def answer_group(self, group: Group) -> None:
         """REPLACE each segment's entry; what was allocated ahead goes with the last fault."""

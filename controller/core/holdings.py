@@ -7,7 +7,7 @@ presumes UNKNOWN of everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 NOTHING: Final = 0
@@ -40,6 +40,13 @@ class Holdings:
 
     def set(self, segment: int, value: int) -> None:
         self._chunk(segment >> _SHIFT)[segment & _MASK] = value
+
+    def set_all(self, segments: Iterable[int], value: int) -> None:
+        """The same for many."""
+        chunks = self.chunks
+        for segment in segments:
+            chunk = chunks.get(segment >> _SHIFT) or self._chunk(segment >> _SHIFT)
+            chunk[segment & _MASK] = value
 
     def _chunk(self, number: int) -> bytearray:
         chunk = self.chunks.get(number)

@@ -73,7 +73,7 @@ class Journal:
         batch = Batch(
             id=token,
             records=self.records.take(),
-            puts=tuple((kind, key, value) for (kind, key), value in self._puts.items()),
+            puts=tuple([(kind, key, value) for (kind, key), value in self._puts.items()]),
             deletes=tuple(self._deletes),
             jobs=tuple(self._jobs.values()),
             jobs_removed=tuple(self._jobs_removed),

@@ -135,7 +135,7 @@ COMMANDS = (
             argument("--quiet", action="store_true", help="no progress bar"),
         ),
         speaks_api=False,
-        more="A copy that fails tells the offsets from which it can go on.",
+        more="A lost connection is waited for, for a minute. A copy that fails tells the offsets where it can go on.",
     ),
     Command(
         ("io", "parked"),

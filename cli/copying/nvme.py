@@ -1,7 +1,8 @@
 """A namespace behind NVMe/TCP as an endpoint, over the embedded data plane's initiator.
 
 Ranges that do not begin and end at blocks are widened for reading; for writing, the blocks at their edges are read,
-changed and written back, one at a time, so that two edges in one block do not lose each other's bytes.
+changed and written back, one at a time, so that two edges in one block do not lose each other's bytes. A connection
+that is lost is waited for, and what was under way is submitted again (PatientHost).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import uuid
 from cli.copying.endpoint import Chunk, Destination, EndpointError, NvmeAddress, Source
 from cli.exit_codes import ExitCode
 from dataplane.embedded.nvme_host import NvmeHostError, NvmeStatusError, NvmeTcpHost
+from dataplane.embedded.patient_host import PatientHost
 from fabric.nvme_tcp import spec
 
 IO_QUEUES = 2
@@ -40,7 +42,7 @@ class NvmeEndpoint(Source, Destination):
     async def open(cls, address: NvmeAddress, writable: bool) -> NvmeEndpoint:
         where = f"{address.host}:{address.port}"
         try:
-            host = await NvmeTcpHost.connect(
+            host = await PatientHost.connect(
                 address.host,
                 address.port,
                 address.subnqn,

@@ -51,6 +51,10 @@ class HostCommand:
         self.sqe = sqe
         self.done = done
 
+    def begin_again(self) -> None:
+        """As if it had never been submitted; only after it has ended."""
+        self.status, self.result, self.received, self.damaged = PENDING, 0, 0, False
+
     @property
     def writes(self) -> bool:
         """Its data goes to the controller."""

@@ -252,7 +252,9 @@ class Cluster:
         await self.call("vdisk.create", name=name, size_bytes=size_bytes)
         await self.call("vdisk.present", name=name, agents=agents, any_host=True)
 
-    async def connect(self, vdisk: str, agent: str, **options: Any) -> NvmeTcpHost:
+    async def connect(
+        self, vdisk: str, agent: str, kind: type[NvmeTcpHost] = NvmeTcpHost, **options: Any
+    ) -> NvmeTcpHost:
         """A host's connection to a vdisk at one agent; closed at the end."""
 
         async def presented() -> Any:
@@ -264,7 +266,7 @@ class Cluster:
         where = await self.until(presented)
         options = {"reconnect": ReconnectPolicy(0.05, 0.2), **options}
         traddr, trsvcid = self.network.way("hosts", agent, where["traddr"], int(where["trsvcid"]))
-        host = await NvmeTcpHost.connect(traddr, trsvcid, where["subnqn"], **options)
+        host = await kind.connect(traddr, trsvcid, where["subnqn"], **options)
         self._hosts.append(host)
         return host
 

@@ -18,7 +18,6 @@ from tests.sim.mutants import MUTANTS, Mutant, applied
 from tests.sim.scenario import SPARSE, STORM, WORKLOADS, Workload
 from tests.sim.seeds import ONCE_FAILED
 
-MUTANT_SECONDS = 60.0
 MUTANT_SEEDS = 24
 
 
@@ -56,16 +55,16 @@ def run_long(minutes: float, first_seed: int) -> bool:
 
 
 @cache
-def is_sound(seed: int, seconds: float) -> bool:
+def is_sound(seed: int, seconds: float, workload: str) -> bool:
     """True if the right code holds this history: else a mutant's failure there would prove nothing."""
     try:
-        scenario.run(seed, seconds, STORM)
+        scenario.run(seed, seconds, WORKLOADS[workload])
     except AssertionError:
         return False
     return True
 
 
-def catch(mutant: Mutant, seeds: int = MUTANT_SEEDS, seconds: float = MUTANT_SECONDS) -> tuple[int, int, str]:
+def catch(mutant: Mutant, seeds: int = MUTANT_SEEDS) -> tuple[int, int, str]:
     """(seeds tried, the seed that caught it or -1, by which words).
 
     Only a broken invariant counts, or an assertion of the code itself. Any other exception means that the mutant does
@@ -75,9 +74,9 @@ def catch(mutant: Mutant, seeds: int = MUTANT_SEEDS, seconds: float = MUTANT_SEC
         seed = mutant.seed + tried - 1
         try:
             with applied(mutant):
-                scenario.run(seed, seconds, STORM)
+                scenario.run(seed, mutant.seconds, WORKLOADS[mutant.workload])
         except AssertionError as violation:
-            if not is_sound(seed, seconds):
+            if not is_sound(seed, mutant.seconds, mutant.workload):
                 raise RuntimeError(f"seed {seed} fails without any mutant") from violation
             text = str(violation).split("\n")[0] or "an assertion of the code itself"
             return tried, seed, text.split(": ", 1)[-1]
@@ -88,7 +87,7 @@ def run_mutants(names: list[str], processes: int) -> bool:
     """A table of all of them."""
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     survivors = 0
-    print(f"{len(chosen)} broken variants, {MUTANT_SEEDS} seeds of {MUTANT_SECONDS:g} s each at most\n")
+    print(f"{len(chosen)} broken variants, at most {MUTANT_SEEDS} seeds each\n")
     with ProcessPoolExecutor(processes) as pool:
         for mutant, (tried, seed, words) in zip(chosen, pool.map(catch_named, [m.name for m in chosen]), strict=True):
             survivors += seed < 0

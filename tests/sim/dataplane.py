@@ -2,6 +2,9 @@
 
 What the embedded target's plane server does, without bytes: one daemon at a time, faults gathered a little, zeroing one
 segment run after the other under the lease and flushed, a flush that covers every container and fails after a loss.
+
+Its process may be stopped (SIGSTOP): then nothing of it happens, messages, container completions, host I/O and timers
+wait, and of what it has begun a part has not left it yet, and reaches the containers when it goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from mapping import effects as fx
 from mapping.effects import Fault, Part
 from mapping.engine import Limits
 from mapping.entry import segment_of, slot_of
-from mapping.plane import REPLACE, Answer, Plane, Stamp
+from mapping.plane import REPLACE, Answer, Plane, Stamp, numbered
 from mapping.rules import Operation
 from mapping.status import Status
 from tests.sim.storage import BLOCK_SIZE, BLOCKS, ZEROES, SimContainer
@@ -88,12 +91,40 @@ class DataPlane:
         self._faults: list[Fault] = []
         self._dropping: dict[int, Callable[[], None]] = {}
         self._jobs: deque[Callable[[], None]] = deque()
+        self._stopped: dict[str, list[tuple[Callable[..., None], tuple[Any, ...]]]] | None = None
         self._alarm = Alarm(self.timeline, self.clock, self._ring)
 
     # --- time --------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped is not None
+
+    def stop(self) -> None:
+        """SIGSTOP."""
+        if self._stopped is None and not self.dead:
+            self._stopped = {}
+
+    def go_on(self) -> None:
+        """SIGCONT: of each kind in order, of the kinds any may come first."""
+        if self._stopped is None:
+            return
+        waiting, self._stopped = self._stopped, None
+        for kind in self.timeline.random.sample(sorted(waiting), len(waiting)):
+            for action, args in waiting[kind]:
+                action(*args)
+
+    def running(self, kind: str, action: Callable[..., None], *args: Any) -> None:
+        """Call it now, or when the process goes on."""
+        if self._stopped is not None:
+            self._stopped.setdefault(kind, []).append((action, args))
+        else:
+            action(*args)
+
     def _ring(self) -> None:
-        if not self.dead:
+        if self._stopped is not None:
+            self._stopped["timer"] = [(self._ring, ())]
+        elif not self.dead:
             self.run(self.plane.tick(self.clock()))
             self._alarm.set(self.plane.next_deadline())
 
@@ -109,7 +140,8 @@ class DataPlane:
                 self._finish(effect.part.io, effect.status, effect.part.io.result)
             elif isinstance(effect, fx.SendFault):
                 if not self._faults:
-                    self.timeline.later(self.timeline.between(0, SOCKET_NS * 2), self._say_faults)
+                    delay_ns = self.timeline.between(0, SOCKET_NS * 2)
+                    self.timeline.later(delay_ns, self.running, "faults", self._say_faults)
                 self._faults.append(effect.fault)
             elif isinstance(effect, fx.BarrierReached):
                 effect.token(effect.status)
@@ -143,6 +175,9 @@ class DataPlane:
 
     def message(self, link: PlaneLink, event: Any) -> None:
         """A request or notice of the daemon, or one that comes a second time (then `link` tells nobody)."""
+        self.running("message", self._message, link, event)
+
+    def _message(self, link: PlaneLink, event: Any) -> None:
         if self.dead:
             return
         if isinstance(event, RequestReceived):
@@ -152,11 +187,16 @@ class DataPlane:
                 return
             response = handler(link, event)
             if response is not None:
-                link.respond(event, response, self.header() if event.type is MessageType.ADMIT else None)
+                link.respond(event, response, self._response_header(event))
         elif event.type is MessageType.LEASE_GRANT:
             self._grant(link, event)
         else:
             self._answer(link, event)
+
+    def _response_header(self, event: RequestReceived) -> Header | None:
+        if event.type is MessageType.TABLE_STATUS and event.header.sequence:
+            return self.header()._replace(epoch=numbered(self.plane.epoch, self.plane.session))
+        return self.header() if event.type is MessageType.ADMIT else None
 
     def _grant(self, link: PlaneLink, event: NoticeReceived) -> None:
         message = event.message
@@ -186,6 +226,8 @@ class DataPlane:
         return [TableSequence(table, engine.sequence) for table, engine in self.plane.tables.items()]
 
     def _on_table_status(self, link: PlaneLink, event: RequestReceived) -> m.Response:
+        if event.header.sequence:
+            assert self.plane.begin_session() is Status.OK
         return m.TablesRead(Status.OK, "", self._tables())
 
     def _on_admit(self, link: PlaneLink, event: RequestReceived) -> m.Response:
@@ -193,7 +235,13 @@ class DataPlane:
         assert isinstance(message, m.Admit)
         limits = Limits(park_ns=message.park_limit_ns, io_ns=message.io_deadline_ns)
         status, effects = self.plane.admit(
-            header.term, header.incarnation, message.cluster, limits, message.lease_duration_ns, self.clock()
+            header.term,
+            header.incarnation,
+            message.cluster,
+            limits,
+            message.lease_duration_ns,
+            self.clock(),
+            header.sequence,
         )
         self.run(effects)
         if status is Status.OK:
@@ -240,9 +288,9 @@ class DataPlane:
         if controller is None or not controller.usable:
             if controller is not None:
                 controller.notice()
-            self.timeline.later(ERROR_NS, ended, None)
+            self.timeline.later(ERROR_NS, self.running, "completion", ended, None)
             return
-        self.world.storage.submit(controller.pair, land, ended)
+        self.world.storage.submit(controller.pair, land, lambda result: self.running("completion", ended, result))
 
     def _on_bind_slot(self, link: PlaneLink, event: RequestReceived) -> m.Response | None:
         wanted = event.message
@@ -376,6 +424,9 @@ class DataPlane:
 
     def submit(self, table: int, io: HostIO) -> None:
         """A host's I/O arrives; CANCELLED at once where there is no such disk."""
+        self.running("host", self._submit_host, table, io)
+
+    def _submit_host(self, table: int, io: HostIO) -> None:
         engine = self.plane.tables.get(table)
         if self.dead or engine is None or not engine.present:
             io.end(Status.CANCELLED, None)
@@ -444,6 +495,7 @@ class DataPlane:
         self.unflushed[table] = {}
         flushing.append(pending)
         targets = sorted(io.engine.slots | pending.keys())
+        io.targets = frozenset(targets)
         left, outcome = [len(targets) + 1], [Status.OK]
         io.queued += 1
 
@@ -470,6 +522,9 @@ class DataPlane:
 
     def lose_hosts(self, table: int | None = None) -> None:
         """Host connections of a disk (all disks: None) are lost: parked I/O is dropped."""
+        self.running("lost hosts", self._lose_hosts, table)
+
+    def _lose_hosts(self, table: int | None) -> None:
         for number, engine in list(self.plane.tables.items()):
             if table in (None, number) and not self.dead:
                 self.run(engine.reset())
@@ -479,6 +534,7 @@ class DataPlane:
         self.dead = True
         if self.link is not None:
             self.link.close()
+        self.go_on()
         ios, self.ios = list(self.ios), {}
         for io in ios:
             io.end(Status.CANCELLED, None)

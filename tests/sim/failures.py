@@ -12,7 +12,7 @@ from tests.sim.timeline import MS, SECOND
 from tests.sim.world import World
 
 NOTICED_NS: Final = 15 * SECOND
-MOMENT_SHARES: Final = {"commit": 1 / 40, "barrier": 1 / 3, "zeroing": 1 / 5}
+MOMENT_SHARES: Final = {"commit": 1 / 100, "decision": 1 / 6, "barrier": 1 / 3, "zeroing": 1 / 5, "begin": 1 / 60}
 MOMENTS_APART_NS: Final = 2 * SECOND
 
 
@@ -31,9 +31,14 @@ class Failures:
         self._kinds: list[tuple[Callable[[], None], int]] = [
             (self.break_session, 5),
             (self.hang_daemon, 4),
+            (self.expire_lease, 3),
+            (self.fence_silent, 2),
             (self.partition, 4),
-            (self.kill_data_plane, 4),
-            (self.kill_controller, 4),
+            (self.kill_data_plane, 3),
+            (self.stop_data_plane, 3),
+            (self.kill_controller, 3),
+            (self.stop_controller, 2),
+            (self.fill_store, 1),
             (self.past_returns, 8),
             (self.kill_daemon, 2),
             (self.break_socket, 2),
@@ -73,28 +78,36 @@ class Failures:
 
     def _moment(self, what: str, machine: Machine | None) -> None:
         """Something has just begun: now and then that is the worst moment for something else."""
-        now_ns = self.timeline.now_ns
         if machine is not None and what == "admission":
             for _ in range(4):
                 self.timeline.later(self.timeline.between(0, 10 * MS), machine.past_returns)
             return
-        if machine is not None and what == "begin":
-            if machine.daemon.hung and self.timeline.chance(0.05):
+        if machine is not None and what == "begin" and machine.daemon.hung:
+            if self.timeline.chance(0.05):
                 self._outlive_lease(machine)
             return
-        share = MOMENT_SHARES[what]
-        if now_ns < self._moment_ns or not self.timeline.chance(share):
+        if self.timeline.now_ns < self._moment_ns or not self.timeline.chance(MOMENT_SHARES[what]):
             return
-        self._moment_ns = now_ns + MOMENTS_APART_NS
+        self._moment_ns = self.timeline.now_ns + MOMENTS_APART_NS
         self.counts[what] += 1
         self.timeline.note(f"failure: at a {what}")
         if machine is None:
-            self.timeline.later(self.timeline.between(0, 2 * MS), self.kill_controller)
+            self.timeline.later(self.timeline.between(0, MS // 4), self.kill_controller)
+        elif what == "begin":
+            self.timeline.later(self.timeline.between(0, MS), self._under_io, machine)
         elif what == "zeroing":
-            cuts = [self._kill_data_plane, lambda one: self._break(one.daemon)]
+            cuts = [self._kill_data_plane, self._stop_target, lambda one: self._break(one.daemon)]
             self.timeline.later(self.timeline.between(0, 8 * MS), self.timeline.random.choice(cuts), machine)
         else:
             self._at_a_barrier(machine)
+
+    def _under_io(self, machine: Machine) -> None:
+        """The data plane goes while something is on its way to containers, and may stay on its way for long."""
+        if machine.alive and not machine.target.dead:
+            for controller in machine.target.controllers.values():
+                if self.timeline.chance(0.5):
+                    self.world.storage.abandon(controller.pair)
+            self.timeline.random.choice([self._kill_data_plane, self._kill_data_plane, self._stop_target])(machine)
 
     def _outlive_lease(self, machine: Machine) -> None:
         """What is under way to containers arrives only when the lease has ended."""
@@ -131,7 +144,7 @@ class Failures:
     def hang_daemon(self) -> None:
         """SIGSTOP: shorter or longer than its lease; SIGCONT: it goes on where it was."""
         machine = self._anybody()
-        daemon, lasting = machine.daemon, self.timeline.between(SECOND, 25 * SECOND)
+        daemon, lasting = machine.daemon, self.timeline.between(SECOND, 32 * SECOND)
         daemon.hang()
         self.timeline.later(lasting, daemon.go_on)
         self._echoes(machine, lasting + 5 * SECOND)
@@ -141,6 +154,25 @@ class Failures:
             self.timeline.later(self.timeline.between(0, 2 * SECOND), self._fence, machine.name)
         if self.timeline.chance(0.5):  # let I/O be under way when its lease ends
             self.timeline.later(self.timeline.between(6 * SECOND, 10 * SECOND), self.slow_storage)
+
+    def expire_lease(self) -> None:
+        """SIGSTOP of a daemon until its data plane's lease has just ended, or is just about to."""
+        machine = self._mapper()
+        lease = machine.dataplane.plane.lease
+        if not lease.valid or machine.dataplane.dead:
+            return
+        left_ns = machine.clock.world_time(lease.deadline_ns) - self.timeline.now_ns
+        daemon, lasting = machine.daemon, max(0, left_ns + self.timeline.between(-50 * MS, 150 * MS))
+        daemon.hang()
+        self.timeline.later(lasting, daemon.go_on)
+        self._echoes(machine, lasting + SECOND)
+
+    def fence_silent(self) -> None:
+        """An operator fences an agent whose daemon hears of nothing, while its data plane goes on."""
+        machine = self._mapper()
+        machine.daemon.hang()
+        self.timeline.later(self.timeline.between(8 * SECOND, 16 * SECOND), machine.daemon.go_on)
+        self._fence(machine.name)
 
     def _break(self, daemon: Daemon) -> None:
         if daemon.wire is not None:
@@ -205,6 +237,19 @@ class Failures:
             machine.kill_target("SIGKILL")
             self._echoes(machine, 8 * SECOND)
 
+    def stop_data_plane(self) -> None:
+        """SIGSTOP of a target, a mapper's or an exporter's: shorter or longer than its lease."""
+        machine = self._anybody()
+        if self.timeline.chance(0.5):
+            self.slow_storage()
+        self.timeline.later(self.timeline.between(0, 2 * SECOND), self._stop_target, machine)
+
+    def _stop_target(self, machine: Machine) -> None:
+        if machine.alive:
+            lasting = self.timeline.between(SECOND, 35 * SECOND)
+            machine.stop_target(lasting)
+            self._echoes(machine, lasting + SECOND)
+
     def fail_mapper(self) -> None:
         self._mapper().fail(self.timeline.between(SECOND, 20 * SECOND))
 
@@ -219,10 +264,26 @@ class Failures:
 
     def kill_controller(self) -> None:
         self.world.crash_controller()
-        lasting = self.timeline.between(0, 12 * SECOND)
+        lasting = self.timeline.between(0, SECOND if self.timeline.chance(0.6) else 12 * SECOND)
         self.timeline.later(lasting, self.world.start_controller)
         for machine in self.world.mappers.values():
             self._echoes(machine, lasting + 3 * SECOND)
+
+    def stop_controller(self) -> None:
+        """SIGSTOP, SIGCONT."""
+        self.world.stop_controller()
+        lasting = self.timeline.between(SECOND // 2, 3 * SECOND if self.timeline.chance(0.6) else 20 * SECOND)
+        self.timeline.later(lasting, self.world.continue_controller)
+
+    def fill_store(self) -> None:
+        """The file system of the store is full for a while."""
+        self.world.store_is_full = True
+        self.timeline.later(self.timeline.between(SECOND // 2, 12 * SECOND), self._store_back)
+        if self.timeline.chance(0.3):
+            self.timeline.later(self.timeline.between(0, 3 * SECOND), self.kill_controller)
+
+    def _store_back(self) -> None:
+        self.world.store_is_full = False
 
     def fence(self) -> None:
         """An operator does it."""

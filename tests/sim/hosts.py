@@ -7,7 +7,8 @@ alone until then.
 Flushes: what an acknowledged flush covered stays, whatever happens to caches. When a container host's machine fails,
 blocks written since may show older values, and the host has to learn of it: its next flush, at every path it wrote
 through, fails at one of them. A data plane that dies takes with it what it knew of such a loss; no flush tells of it
-then, so the hosts that wrote through it are not promised anything of what they had not flushed.
+then, so the hosts that wrote through it are not promised anything of what they had not flushed: a flush elsewhere
+covers that only where it has reached the container (an agent may not have attached all of them).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mapping.effects import Part
+from mapping.entry import has_location, slot_of
 from mapping.rules import Operation
 from mapping.status import Status
 from tests.histories.register import HistoryBroken, Register
@@ -38,7 +40,7 @@ RETRY_NS: Final = 20 * MS
 class HostIO:
     """One host I/O of one part: its data, and who waits. `settled`: nothing of it is queued anywhere any more."""
 
-    __slots__ = ("data", "done", "engine", "lossy", "part", "queued", "result", "settled")
+    __slots__ = ("data", "done", "engine", "lossy", "part", "queued", "result", "settled", "targets")
 
     def __init__(
         self, part: Part, data: Any, done: Callable[[HostIO, Status, Any], None], settled: Callable[[], None]
@@ -50,6 +52,7 @@ class HostIO:
         self.queued = 0
         self.result: Any = None
         self.lossy = False
+        self.targets: frozenset[int] = frozenset()
         self.engine: Engine
 
     def end(self, status: Status, result: Any) -> None:
@@ -280,10 +283,12 @@ class Hosts:
         covered = [(register, max(register.floor, register.owed)) for register in disk.dirty]
         disk.written = {}
         left, bad, lossy = [len(paths)], [False], [False]
+        reached: set[int] = set()
 
         def done(io: HostIO, status: Status, value: Any) -> None:
             bad[0] = bad[0] or status is not Status.OK
             lossy[0] = lossy[0] or io.lossy
+            reached.update(io.targets)
             left[0] -= 1
             self._tell("flush", disk.number, status, io.lossy)
             if not left[0]:
@@ -291,7 +296,7 @@ class Hosts:
                 if bad[0]:
                     disk.written = dict.fromkeys([*paths, *disk.written])
                 else:
-                    self._flushed(disk, covered)
+                    self._flushed(disk, covered, reached)
                 if lossy[0]:
                     self._forgive(disk)
                 self._next(disk)
@@ -300,15 +305,23 @@ class Hosts:
             assert table is not None
             dataplane.submit(table, HostIO(Part(Operation.FLUSH, -1, 0, 0), None, done, lambda: None))
 
-    def _flushed(self, disk: Disk, covered: Iterable[tuple[DurableRegister, int]]) -> None:
+    def _flushed(self, disk: Disk, covered: Iterable[tuple[DurableRegister, int]], reached: set[int]) -> None:
         self.acknowledged += 1
         for register, number in covered:
+            if number <= register.unpromised and self._slot(register) not in reached:
+                continue
             register.durable = max(register.durable, number)
             register.floor = max(register.floor, register.durable)
             if register.owed <= register.durable:
                 register.owed = 0
             if register.floor <= register.durable:
                 disk.dirty.pop(register, None)
+
+    def _slot(self, register: DurableRegister) -> int:
+        """The container that has the block, -1 if none has."""
+        vdisk, segment, _ = register.key
+        entry = self.world.checks.committed.entry(vdisk, segment)
+        return slot_of(entry) if has_location(entry) else -1
 
     def _forgive(self, disk: Disk) -> None:
         """The host has been told that what it had not flushed may be lost."""

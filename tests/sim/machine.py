@@ -1,7 +1,8 @@
 """A simulated machine: the real agent core as its daemon, a target, and for a mapper the data plane in it.
 
 The daemon may hang (nothing is read, no timer rings; it goes on where it was) or die (a new one adopts the target); the
-target may die with everything in it; the machine may. Each of them comes back by itself, as the agent core decides.
+target may hang as well, or die with everything in it; the machine may. Each of them comes back by itself, as the agent
+core decides.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from channel import messages as m
 from channel.events import NoticeReceived, RequestReceived, ResponseReceived
 from channel.messages import ROW_OF
 from channel.values import Header
+from mapping.plane import numbered
 from mapping.status import Status
 from spdk_rpc.exports import NvmeTcpFrontEnd
 from tests.sim.dataplane import DataPlane, PlaneLink
 from tests.sim.network import END, Wire
-from tests.sim.storage import BLOCK_SIZE, SEGMENT_SIZE, SimContainer
+from tests.sim.storage import BLOCK_SIZE, SEGMENT_SIZE, Pair, SimContainer
 from tests.sim.target import Target
 from tests.sim.timeline import MS, SECOND, Alarm, Clock
 
@@ -35,7 +37,7 @@ PAST_MAX = 400
 
 
 class Machine:
-    """`name` is the agent's; `maps`: a mapper, else an exporter of `containers`."""
+    """`name` is the agent's; `maps`: a mapper; with `containers`, an exporter of them."""
 
     def __init__(self, world: World, name: str, maps: bool, containers: list[SimContainer]) -> None:
         self.world = world
@@ -72,6 +74,32 @@ class Machine:
         self.world.hosts.path_died(self)
         self.daemon.target_died(reason)
 
+    def stop_target(self, lasting_ns: int) -> None:
+        """SIGSTOP of the target, SIGCONT later. Containers may find out that it is silent, and end its queue pairs."""
+        if self.target.dead or self.dataplane.is_stopped:
+            return
+        self.timeline.note(f"{self.name} target is stopped")
+        self.dataplane.stop()
+        for controller in self.target.controllers.values():
+            pair = controller.pair
+            if self.timeline.chance(0.6):  # what it has begun is in its own queues yet
+                pair.stuck_until_ns = self.timeline.now_ns + lasting_ns
+            if self.timeline.chance(0.4):
+                self.timeline.later(self.timeline.between(5 * SECOND, 15 * SECOND), self._miss_keep_alive, pair)
+        for subsystem in self.target.subsystems.values():
+            for pair in subsystem.pairs:  # as a container host it answers nothing
+                pair.stuck_until_ns = max(pair.stuck_until_ns, self.timeline.now_ns + lasting_ns)
+        self.timeline.later(lasting_ns, self._continue_target, self.dataplane)
+
+    def _miss_keep_alive(self, pair: Pair) -> None:
+        if self.dataplane.is_stopped:
+            self.world.storage.end(pair)
+
+    def _continue_target(self, dataplane: DataPlane) -> None:
+        if dataplane.is_stopped and not dataplane.dead:
+            self.timeline.note(f"{self.name} target goes on")
+            dataplane.go_on()
+
     def kill_daemon(self) -> None:
         """SIGKILL of the daemon; its target lives on, and a new daemon adopts it."""
         self.timeline.note(f"{self.name} daemon is killed")
@@ -106,10 +134,11 @@ class Machine:
         if not self.past or self.dataplane.dead:
             return
         plane = self.dataplane.plane
-        standing = (plane.term, plane.incarnation, plane.epoch)
+        standing = (plane.term, plane.incarnation, numbered(plane.epoch, plane.session))
         sequences = {table: engine.sequence + 1 for table, engine in plane.tables.items()}
-        fitting = [one for one in self.past if self._would_fit(one[1], standing, sequences)]
-        delivered, event = self.timeline.random.choice(fitting or self.past)
+        past, first = list(self.past), int(self.timeline.random.random() * len(self.past))
+        turned = past[first:] + past[:first]
+        delivered, event = next((one for one in turned if self._would_fit(one[1], standing, sequences)), turned[0])
         if not delivered and event.header[:3] == standing:
             return
         if isinstance(event.message, m.ZeroSegments):
@@ -119,7 +148,7 @@ class Machine:
         self.dataplane.message(nowhere, event)
 
     def _would_fit(self, event: Any, standing: tuple[int, int, int], sequences: dict[int, int]) -> bool:
-        """In sequence, and of another time: only term, incarnation and epoch give it away."""
+        """In sequence, and of another time: only term, incarnation, epoch and session give it away."""
         header = event.header
         in_sequence = isinstance(event.message, m.ZeroSegments) or sequences.get(header.table) == header.sequence
         return in_sequence and header[:3] != standing
@@ -139,7 +168,7 @@ class Daemon:
         nothing = Path("nothing")
         config = AgentConfig(
             machine.name,
-            frozenset({"mapper" if machine.maps else "exporter"}),
+            frozenset({"mapper"} if machine.maps else ()) | frozenset({"exporter"} if machine.containers else ()),
             (("controller", 1),),
             nothing,
             nothing,
@@ -316,6 +345,9 @@ class Daemon:
         dataplane = self.machine.dataplane
         if dataplane.dead:
             self.tell(e.DataPlaneDown("cannot connect"))
+            return
+        if dataplane.is_stopped:  # connected, but it says nothing
+            self.timeline.later(SECOND // 2, self._reach_data_plane, attempt)
             return
         self.link = dataplane.connect(self._from_data_plane)
         self.tell(e.DataPlaneUp(dataplane.plane.instance, dataplane.header()))

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from controller.core.admission import Admission
 from controller.core.agents import Standing
@@ -30,7 +30,7 @@ from mapping.engine import Engine
 from mapping.entry import MAPPED, NO_WRITE, ZERO, ZERO_ENTRY
 from mapping.generations import Generations
 from mapping.lease import Lease
-from mapping.plane import Plane
+from mapping.plane import SESSIONS_MAX, Plane, numbered
 from mapping.rules import Operation
 from mapping.status import Status
 from spdk_rpc import exports
@@ -44,7 +44,10 @@ Wrong = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Mutant:
-    """`make(right)` gives the wrong function for `owner.attribute`. `seed`: the first to try."""
+    """`make(right)` gives the wrong function for `owner.attribute`. `seed`: the first to try.
+
+    Most break soon in a storm; those that need peace at other times, so that nothing else covers them, have hours.
+    """
 
     name: str
     what: str
@@ -52,6 +55,8 @@ class Mutant:
     attribute: str
     make: Callable[[Wrong], Wrong]
     seed: int = 1
+    workload: str = "storm"
+    seconds: float = 60.0
 
 
 @contextmanager
@@ -221,7 +226,7 @@ def _lossy_store(right: Wrong) -> Wrong:
         if late and late[0][0] != self.reign:
             late.clear()
         late.append((self.reign, batch))
-        self.checks.batch(batch)
+        self._durable(batch)
         if len(late) > 3 and self.store is not None:
             self.store.commit([late.popleft()[1]], self.store.term)
         if tell:
@@ -288,10 +293,15 @@ def _no_sequence(right: Wrong) -> Wrong:
 
 
 def _unchecked(field: str) -> Callable[[Wrong], Wrong]:
+    """Whatever is of an earlier term, epoch or incarnation is of an earlier session, too: that is not checked then."""
+
     def make(right: Wrong) -> Wrong:
         def check(self: Plane, stamp: Any, now_ns: int) -> Status:
-            own = self.lease.epoch if field == "epoch" else getattr(self, field)
-            return right(self, stamp._replace(**{field: own}), now_ns)  # type: ignore[no-any-return]
+            epoch = self.lease.epoch if field == "epoch" else stamp.epoch & SESSIONS_MAX
+            stamp = stamp._replace(epoch=numbered(epoch, self.session))
+            if field in ("term", "incarnation"):
+                stamp = stamp._replace(**{field: getattr(self, field)})
+            return right(self, stamp, now_ns)  # type: ignore[no-any-return]
 
         return check
 
@@ -369,6 +379,7 @@ def _flush_without_writes(right: Wrong) -> Wrong:
     return forward
 
 
+PEACE: Final[dict[str, Any]] = {"workload": "sparse", "seconds": 7200.0}
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "reply-before-commit", "answers faults before the store has committed", Controller, "step", _reply_before_commit
@@ -433,10 +444,11 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("lease-from-arrival", "counts the lease from the grant's arrival", Lease, "grant", _lease_from_arrival),
     Mutant("late-grant-taken", "takes a grant that comes after its own end", Plane, "grant_lease", _late_grant_taken),
     Mutant("lease-never-ends", "goes on for ever on one grant", Lease, "grant", _lease_never_ends),
-    Mutant("no-wipe", "keeps its entries over an expiry", Engine, "lease_expired", _no_wipe),
+    Mutant("no-wipe", "keeps its entries over an expiry", Engine, "lease_expired", _no_wipe, **PEACE),
     Mutant("no-sequence-check", "applies entries in any order, and twice", Plane, "_in_sequence", _no_sequence),
     Mutant("no-epoch-check", "applies entries of an earlier epoch", Plane, "check", _unchecked("epoch")),
     Mutant("no-term-check", "applies entries of an earlier term", Plane, "check", _unchecked("term")),
+    Mutant("no-session-check", "takes messages of an earlier session", Plane, "check", _unchecked("session")),
     Mutant(
         "no-incarnation-check",
         "applies entries meant for an earlier data plane",
@@ -470,7 +482,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "_deny_round",
         _deny_unconfirmed,
     ),
-    Mutant("loss-not-told", "flushes succeed after a cache was lost", DataPlane, "_losses", _loss_not_told),
+    Mutant("loss-not-told", "flushes succeed after a cache was lost", DataPlane, "_losses", _loss_not_told, **PEACE),
     Mutant("flush-nothing", "flushes end before they are done", DataPlane, "flush_container", _flush_nothing),
     Mutant(
         "writes-not-remembered",
@@ -478,5 +490,6 @@ MUTANTS: tuple[Mutant, ...] = (
         DataPlane,
         "_forward",
         _flush_without_writes,
+        **PEACE,
     ),
 )

@@ -80,10 +80,12 @@ class Run:
         self.world = World(
             seed,
             {
-                "store-1": {"disk-a": (56, "unknown"), "disk-b": (44, "zeroed")},
-                "store-2": {"disk-c": (40, "unknown"), "disk-d": (24, "unknown"), "disk-e": (24, "zeroed")},
+                "store-1": {"disk-a": (48, "unknown"), "disk-b": (36, "zeroed")},
+                "store-2": {"disk-c": (36, "unknown"), "disk-d": (24, "unknown"), "disk-e": (24, "zeroed")},
+                "both-1": {"disk-f": (24, "unknown")},
             },
             mappers=3,
+            both=("both-1",),
         )
         self.timeline = self.world.timeline
         self.failures: Failures | None = None
@@ -95,12 +97,17 @@ class Run:
     # --- building ----------------------------------------------------------------------------------------------------
 
     def build(self) -> None:
-        """`shared` at all three mappers, `private` at one; three of five containers."""
+        """`shared` at all four mappers, one of which exports a container, `private` at one; four of six containers."""
         world = self.world
         world.run(3)
-        for exporter, name in (("store-1", "disk-a"), ("store-1", "disk-b"), ("store-2", "disk-c")):
+        for exporter, name in (
+            ("store-1", "disk-a"),
+            ("store-1", "disk-b"),
+            ("store-2", "disk-c"),
+            ("both-1", "disk-f"),
+        ):
             self._must(self.add_container(exporter, name))
-        self.create("shared", self.workload.shared_segments, ["map-1", "map-2", "map-3"], self.workload.shared)
+        self.create("shared", self.workload.shared_segments, sorted(world.mappers), self.workload.shared)
         self.create("private", self.workload.private_segments, ["map-2"], self.workload.private)
         self.timeline.later(self.workload.audit_ns, self._audit)
 

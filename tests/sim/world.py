@@ -1,7 +1,9 @@
 """The simulated world: the real controller core on a memory store, real agent cores, real planes, hosts, and failures.
 
 Everything is driven by one seed. A controller that crashes keeps what its store has committed; of the commits under way
-a prefix may have happened. Between steps the checkers of `checks` and `hosts` hold; `audit` compares everything.
+a prefix may have happened. It may be stopped (SIGSTOP), and its store may be full for a while: then a commit fails,
+nobody knowing whether it is durable, and is tried again. Between steps the checkers of `checks` and `hosts` hold;
+`audit` compares everything.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from channel.values import Header
 from controller.config import Limits, Timing
 from controller.core import effects as fx
 from controller.core.machine import Controller
-from controller.store.interface import Batch
-from controller.store.memory import MemoryDisk, MemoryStore
+from controller.store.interface import Batch, StoreFull
+from controller.store.memory import Failure, MemoryDisk, MemoryStore
 from controller.store.records import SegmentState
 from mapping.entry import has_location, segment_of, slot_of
 from spdk_rpc.methods.bdev_nvme import Path
@@ -40,12 +42,18 @@ LIMITS = Limits(
     events_kept=50,
 )
 FOLD_EVERY = 64
+FULL_RETRY_NS = 200 * MS
 
 
 class World:
-    """One cluster: containers by exporter (`{"store-1": {"disk-a": (segments, contents)}}`), and mappers."""
+    """One cluster: containers by exporter (`{"store-1": {"disk-a": (segments, contents)}}`), and mappers.
 
-    def __init__(self, seed: int, exporters: dict[str, dict[str, tuple[int, str]]], mappers: int) -> None:
+    Of the exporters those in `both` are mappers, too, with one target for both roles.
+    """
+
+    def __init__(
+        self, seed: int, exporters: dict[str, dict[str, tuple[int, str]]], mappers: int, both: tuple[str, ...] = ()
+    ) -> None:
         self.timeline = Timeline(seed)
         self.network = Network(self.timeline)
         self.storage = Storage(self.timeline)
@@ -55,6 +63,8 @@ class World:
         self.core: Controller | None = None
         self.store: MemoryStore | None = None
         self.commits: deque[Batch] = deque()
+        self.store_is_full = False
+        self.stopped: deque[fx.Event] | None = None
         self.reign = 0
         self.commits_done = 0
         self.controller_starts = 0
@@ -65,6 +75,8 @@ class World:
         self.checks = Checks(self)
         self.hosts = Hosts(self)
         self.partitioned: set[str] = set()
+        self._full_told = False
+        self._known_durable = 0
         self._sessions = 0
         self._tokens = 0
         self._containers: dict[int, SimContainer] = {}
@@ -74,7 +86,9 @@ class World:
         self.start_controller()
         for name, containers in exporters.items():
             made = [SimContainer(self.timeline, disk, *what) for disk, what in containers.items()]
-            self.machines[name] = self.exporters[name] = Machine(self, name, False, made)
+            self.machines[name] = self.exporters[name] = Machine(self, name, name in both, made)
+        for name in both:
+            self.mappers[name] = self.exporters[name]
         for index in range(mappers):
             name = f"map-{index + 1}"
             self.machines[name] = self.mappers[name] = Machine(self, name, True, [])
@@ -105,7 +119,8 @@ class World:
         for _ in range(self.timeline.between(0, len(self.commits))):
             self.commit_one(tell=False)
         self.commits.clear()
-        self.core = None
+        self.core = self.stopped = None
+        self._full_told = False
         self.store.close()
         self.store = None
         self.disk.crash()
@@ -113,9 +128,28 @@ class World:
             wire.controller_dies()
         self.network.wires.clear()
 
+    def stop_controller(self) -> None:
+        """SIGSTOP: what comes waits in its sockets; what its store has under way becomes durable all the same."""
+        if self.core is not None and self.stopped is None:
+            self.timeline.note("controller is stopped")
+            self.stopped = deque()
+
+    def continue_controller(self) -> None:
+        """SIGCONT."""
+        if self.stopped is not None:
+            self.timeline.note("controller goes on")
+            waiting, self.stopped = self.stopped, None
+            for event in waiting:
+                self.step(event)
+            self.step(fx.TimePassed())
+
     def step(self, event: fx.Event) -> None:
         core = self.core
         if core is None:
+            return
+        if self.stopped is not None:
+            if not isinstance(event, fx.TimePassed):
+                self.stopped.append(event)
             return
         for effect in core.step(event, self._clock()):
             self._execute(effect)
@@ -135,7 +169,8 @@ class World:
                 wire.down.send((effect.header, message, attempt))
         elif isinstance(effect, fx.Persist):
             self.commits.append(effect.batch)
-            self.moment("commit", None)
+            small = effect.batch.puts or effect.batch.deletes or effect.batch.jobs or effect.batch.jobs_removed
+            self.moment("decision" if small else "commit", None)
             self.timeline.later(self.timeline.between(MS // 20, 2 * MS), self._commit_next, self.reign)
         elif isinstance(effect, fx.Close):
             self.timeline.note(f"controller closes session {effect.session}: {effect.status.name} {effect.detail}")
@@ -153,21 +188,50 @@ class World:
             raise self.timeline.violated(f"deposed: {effect.reason}")
 
     def _commit_next(self, reign: int) -> None:
-        if self.commits and self.core is not None and reign == self.reign:
-            self.commit_one(tell=True)
+        if not self.commits or self.core is None or reign != self.reign:
+            return
+        if self.store_is_full:
+            self._fail_commit(reign)
+            return
+        if self._full_told:
+            self._full_told = False
+            self.step(fx.StoreSpaceChanged(""))
+        self.commit_one(tell=True)
+
+    def _fail_commit(self, reign: int) -> None:
+        """No space: before anything happened, or after everything did. The same batch is tried again."""
+        assert self.store is not None
+        batch = self.commits[0]
+        self.disk.inject(Failure("commit", StoreFull("simulated"), applied=self.timeline.chance(0.3)))
+        before = self.disk.sequence
+        try:
+            self.store.commit([batch], self.store.term)
+        except StoreFull as full:
+            if self.disk.sequence != before:
+                self._durable(batch)
+            if not self._full_told:
+                self._full_told = True
+                self.step(fx.StoreSpaceChanged(str(full)))
+        self.timeline.later(FULL_RETRY_NS, self._commit_next, reign)
 
     def commit_one(self, tell: bool) -> None:
         """The oldest batch is durable."""
         assert self.store is not None
         batch = self.commits.popleft()
         self.store.commit([batch], self.store.term)
-        self.checks.batch(batch)
+        self._durable(batch)
         self.commits_done += 1
         if self.commits_done % FOLD_EVERY == 0:
             while self.store.fold():
                 pass
         if tell:
             self.step(fx.BatchCommitted(batch.id))
+
+    def _durable(self, batch: Batch) -> None:
+        """Told to the checks, once."""
+        if batch.id > self._known_durable:
+            self._known_durable = batch.id
+            self.checks.batch(batch)
 
     # --- the network -------------------------------------------------------------------------------------------------
 
@@ -197,7 +261,7 @@ class World:
     def connect_container(self, path: Path) -> Pair | None:
         """A data plane connects to a container, if it is let in."""
         exporter = self.exporters.get(path.traddr)
-        if exporter is None or not exporter.alive or exporter.target.dead:
+        if exporter is None or not exporter.alive or exporter.target.dead or exporter.dataplane.is_stopped:
             return None
         if self.storage.frozen_until_ns > self.timeline.now_ns:
             return None
@@ -270,6 +334,8 @@ class World:
         core = self.core
         if core is None:
             return ["the controller is down"]
+        if self.stopped is not None:
+            return ["the controller is stopped"]
         found = [f"{name} has I/O" for name, machine in self.mappers.items() if machine.dataplane.ios]
         for agent in core.cluster.agents.values():
             if not agent.admitted:
@@ -304,7 +370,7 @@ class World:
     def audit(self) -> bool:
         """The whole truth, compared, if no commit is under way; every segment accounted for."""
         core = self.core
-        if core is None or self.commits:
+        if core is None or self.commits or self.stopped is not None:
             return False
         image, committed = core.cluster.image, self.checks.committed
         owned: dict[tuple[int, int], tuple[int, int]] = {}

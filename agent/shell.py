@@ -39,7 +39,7 @@ from channel.events import (
 )
 from channel.handshake import Role
 from channel.messages import DataPlaneHello, Welcome
-from channel.session import LimitReached, Session, SessionStateError
+from channel.session import LimitReached, PeerTooOld, Session, SessionStateError
 from mapping.status import Status
 from spdk_rpc.errors import RpcClosed, RpcFailure
 from spdk_rpc.exports import NvmeTcpFrontEnd
@@ -251,6 +251,8 @@ class AgentShell:
             return
         try:
             send(link)
+        except PeerTooOld as error:
+            _log.warning("%s: not sent: %s", self.config.name, error)
         except SessionStateError:
             _log.debug("%s: not sent: the controller's session has ended", self.config.name)
         except LimitReached as limit:
@@ -263,6 +265,8 @@ class AgentShell:
             return
         try:
             link.session.relay(received)
+        except PeerTooOld as error:
+            _log.warning("%s: not passed on: %s", self.config.name, error)
         except SessionStateError:
             _log.debug("%s: not sent: the data plane's session has ended", self.config.name)
         except LimitReached as limit:
@@ -370,7 +374,7 @@ class AgentShell:
             self._step(e.DataPlaneUp(event.message.instance, event.header))
         elif isinstance(event, SessionEnded):
             self._data_plane = None
-            self._step(e.DataPlaneDown(event.detail or event.status.name))
+            self._step(e.DataPlaneDown(event.detail or event.status.name, event.status))
             _release(self._controller)
         else:
             _hold(self._controller, event)

@@ -12,8 +12,9 @@ from enum import IntEnum, IntFlag
 from typing import Any, Final
 
 from channel import values
-from channel.codec import HEADER_BYTES, REQUESTS, RESPONSES, Codec, Flag, Place
+from channel.codec import HEADER_BYTES, REQUESTS, RESPONSES, Block, Codec, Flag, Place
 from channel.fields import C_TYPES, Blob, RecordArray, Scalar, Text, Variable
+from channel.handshake import HANDSHAKE_VERSION
 from channel.messages import TABLE, Row
 from channel.values import (
     AnswerAction,
@@ -84,7 +85,10 @@ def lines() -> Iterator[str]:
     for record in records():
         yield from _record(record)
     for name, codec, comment in bodies():
-        yield from _body(name, codec, comment)
+        yield from _body(name, codec.first, comment)
+        for block in codec.appended:
+            text = f"Appended to struct {name} by version {block.version}, behind everything that was there before"
+            yield from _body(f"{name}_since_{block.version}", block, text)
     yield "#endif"
 
 
@@ -97,7 +101,7 @@ def records() -> list[RecordArray[Any]]:
     """Every kind of record, once, in the order of the table."""
     found: dict[str, RecordArray[Any]] = {}
     for _, codec, _ in bodies():
-        for place in codec.places:
+        for place in (place for block in (codec.first, *codec.appended) for place in block.places):
             if isinstance(place.kind, RecordArray):
                 found.setdefault(place.kind.c_name, place.kind)
     return list(found.values())
@@ -132,6 +136,8 @@ def count_name(name: str, kind: Variable) -> str:
 
 def _limits() -> Iterator[str]:
     yield f"#define SEGMAP_WIRE_VERSION {values.VERSION}u"
+    yield f"#define SEGMAP_WIRE_VERSION_MIN {values.VERSION_MIN}u"
+    yield f"#define SEGMAP_WIRE_HANDSHAKE_VERSION {HANDSHAKE_VERSION}u"
     yield f"#define SEGMAP_WIRE_HEADER_BYTES {HEADER_BYTES}u"
     for name, number in limits():
         yield f"#define SEGMAP_WIRE_{name} {number}u"
@@ -162,11 +168,11 @@ def _record(kind: RecordArray[Any]) -> Iterator[str]:
     yield from _struct(kind.c_name, fields, kind.element_size, {})
 
 
-def _body(name: str, codec: Codec, comment: str) -> Iterator[str]:
+def _body(name: str, block: Block, comment: str) -> Iterator[str]:
     notes = [
         f" * then: {place.kind.c_type} {place.name}[{count_name(place.name, place.kind)}], padded to 8,"
         f" at most {place.kind.limit}"
-        for place in codec.places
+        for place in block.places
         if not isinstance(place.kind, Scalar)
     ]
     if notes:
@@ -174,9 +180,9 @@ def _body(name: str, codec: Codec, comment: str) -> Iterator[str]:
         yield from notes
         yield " */"
     else:
-        yield f"/* {comment}{'' if codec.places else ' No body.'} */"
-    if codec.places:
-        yield from _struct(name, [_member(place) for place in codec.places], codec.fixed_bytes, {})
+        yield f"/* {comment}{'' if block.places else ' No body.'} */"
+    if block.places:
+        yield from _struct(name, [_member(place) for place in block.places], block.fixed_bytes, {})
     else:
         yield ""
 

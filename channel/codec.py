@@ -2,21 +2,23 @@
 
 Frame: 56 bytes of header (little-endian: length u32, type u16, version u8, flags u8, then u64 each: request id, term,
 incarnation, epoch, table, sequence), the fixed part of the body with natural alignment, padded to 8, then the variable
-fields in order, each padded to 8. Invariants: what `encode` makes, `decode` takes, and gives back equal; `decode`
-raises nothing but ProtocolError, whatever the bytes.
+fields in order, each padded to 8; then the same again for the fields that each later version has appended. Invariants:
+what `encode` makes, `decode` takes, and gives back equal, and that of a neighbouring version all that it knows of it;
+`decode` raises nothing but ProtocolError, whatever the bytes.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
 from dataclasses import fields as dataclass_fields
 from enum import IntFlag
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, get_type_hints
 
 from channel.errors import FieldError, ProtocolError
-from channel.fields import Scalar, Variable, kind_of, lay_out
+from channel.fields import Scalar, Variable, kind_of, lay_out, since_of
 from channel.messages import ROW_OF, TABLE, Message, Response
 from channel.values import FRAME_BYTES_MAX, VERSION, Header, MessageType
 from mapping.status import Status
@@ -63,71 +65,50 @@ class Place:
     kind: Scalar | Variable
 
 
-class Codec:
-    """One message class: its layout, and both directions. Public for the generators: `places`, `fixed_bytes`."""
+class Block:
+    """What one version has brought to a message: a fixed part, then the variable fields. `before`: the struct format of
+    what is packed with it (the header, or nothing)."""
 
-    def __init__(self, message: type[Message]) -> None:
-        self.message = message
-        names = [item.name for item in dataclass_fields(message)]  # type: ignore[arg-type]
+    def __init__(self, message: type[Message], names: Sequence[str], before: str, version: int) -> None:
+        self.version = version
         hints = get_type_hints(message, include_extras=True)
         kinds = [kind_of(hints[name]) for name in names]
         fixed = [(name, kind if isinstance(kind, Scalar) else COUNT) for name, kind in zip(names, kinds, strict=True)]
         placed, form, pads, self.fixed_bytes = lay_out(fixed)
         self.places = tuple(Place(name, offset, kind) for (name, offset, _), kind in zip(placed, kinds, strict=True))
-        self._frame = struct.Struct(HEADER.format + form)
+        self.struct = struct.Struct(before + form)
         self._body = struct.Struct("<" + form)
+        self.name = message.__name__
+        self._fixed_at = struct.calcsize(before)
         self._pad_mask = sum(255 << 8 * offset for offset in pads)
-        self._body_end = HEADER_BYTES + self.fixed_bytes
-        self._get = _getter(names)
         self._variable = tuple(
-            (index, self._where(names[index]), kind) for index, kind in enumerate(kinds) if not isinstance(kind, Scalar)
+            (index, f"{self.name}.{names[index]}", kind)
+            for index, kind in enumerate(kinds)
+            if not isinstance(kind, Scalar)
         )
+        scalars = [
+            (index, f"{self.name}.{names[index]}", kind) for index, kind in enumerate(kinds) if isinstance(kind, Scalar)
+        ]
         self._converted = tuple(
-            (index, self._where(names[index]), valid)
-            for index, kind in enumerate(kinds)
-            if isinstance(kind, Scalar) and (valid := kind.values()) is not None
+            (index, where, valid) for index, where, kind in scalars if (valid := kind.values()) is not None
         )
-        self._bounded = tuple(
-            (index, self._where(names[index]), kind)
-            for index, kind in enumerate(kinds)
-            if isinstance(kind, Scalar) and (kind.maximum is not None or kind.mask is not None)
-        )
-        self._uuids = tuple(
-            (index, self._where(names[index]))
-            for index, kind in enumerate(kinds)
-            if isinstance(kind, Scalar) and kind.code == "16s"
-        )
+        self._bounded = tuple(item for item in scalars if item[2].maximum is not None or item[2].mask is not None)
+        self._uuids = tuple((index, where) for index, where, kind in scalars if kind.code == "16s")
         self._restricted = bool(self._converted or self._bounded or self._uuids)
-        self._has_problem = message.problem is not Message.problem
+        self._length_min = self._fixed_at + self.fixed_bytes
 
-    def _where(self, name: str) -> str:
-        return f"{self.message.__name__}.{name}"
-
-    # --- out ---------------------------------------------------------------------------------------------------------
-
-    def encode(self, message: Message, kind: int, version: int, flags: int, header: Header) -> bytes:
-        values = list(self._get(message))
+    def prepare(self, values: list[Any]) -> tuple[list[Any], int]:
+        """Check values, and put counts in the places of variable ones; the bytes of those, and the block's length."""
         if self._restricted:
             self._check(values)
         blobs: list[Any] = []
-        length = self._body_end
+        length = self._length_min
         for index, where, field in self._variable:
             data, count = field.pack(values[index], where)
             values[index] = count
             blobs += data
             length += count * field.element_size + 7 & ~7
-        if self._has_problem and (problem := message.problem()):
-            raise FieldError(f"{self.message.__name__}.{problem}")
-        if length > FRAME_BYTES_MAX:
-            raise FieldError(f"{self.message.__name__}: a frame of {length} bytes, at most {FRAME_BYTES_MAX}")
-        term, incarnation, epoch, table, sequence, request_id, _ = header
-        try:
-            fixed = self._frame.pack(
-                length, kind, version, flags, request_id, term, incarnation, epoch, table, sequence, *values
-            )
-        except struct.error as error:
-            raise FieldError(f"{self.message.__name__}: {error}") from error
-        return b"".join((fixed, *blobs)) if blobs else fixed
+        return blobs, length
 
     def _check(self, values: list[Any]) -> None:
         for index, where, valid in self._converted:
@@ -140,15 +121,14 @@ class Codec:
             if len(values[index]) != 16:
                 raise FieldError(f"{where}: {len(values[index])} bytes, 16 needed")
 
-    # --- in ----------------------------------------------------------------------------------------------------------
-
-    def decode(self, frame: bytes) -> Message:
-        """The message in a whole frame whose header has been checked."""
-        if len(frame) < self._body_end:
-            raise ProtocolError(self.message.__name__, f"{len(frame)} bytes, the fixed part ends at {self._body_end}")
-        values = list(self._body.unpack_from(frame, HEADER_BYTES))
-        if self._pad_mask and int.from_bytes(frame[HEADER_BYTES : self._body_end], "little") & self._pad_mask:
-            raise ProtocolError(self.message.__name__, "padding is not zero")
+    def unpack(self, frame: bytes, start: int) -> tuple[list[Any], int]:
+        """The values in a frame whose header has been checked, and where they end."""
+        offset = start + self._length_min
+        if len(frame) < offset:
+            raise ProtocolError(self.name, f"{len(frame)} bytes, the fixed part ends at {offset}")
+        values = list(self._body.unpack_from(frame, start + self._fixed_at))
+        if self._pad_mask and int.from_bytes(frame[offset - self.fixed_bytes : offset], "little") & self._pad_mask:
+            raise ProtocolError(self.name, "padding is not zero")
         for index, where, valid in self._converted:
             value = valid.get(values[index])
             if value is None:
@@ -157,11 +137,81 @@ class Codec:
         for index, where, kind in self._bounded:
             if _out_of_bounds(values[index], kind):
                 raise ProtocolError(where, f"{values[index]} is not {kind.rule()}")
-        offset = self._body_end
         for index, where, field in self._variable:
             values[index], offset = field.unpack(frame, offset, values[index], where)
-        if offset != len(frame):
-            raise ProtocolError(self.message.__name__, f"{len(frame)} bytes, the last field ends at {offset}")
+        return values, offset
+
+
+class Codec:
+    """One message class: its layout, and both directions. `first` is what it began as, `appended` what versions since
+    then have brought. Public for the generators: `places` and `fixed_bytes` of `first`."""
+
+    def __init__(self, message: type[Message]) -> None:
+        self.message = message
+        names = [item.name for item in dataclass_fields(message)]  # type: ignore[arg-type]
+        hints = get_type_hints(message, include_extras=True)
+        since = [since_of(hints[name]) for name in names]
+        assert since == sorted(since), f"{message.__name__}: fields are appended in the order of versions"
+        blocks = [
+            Block(message, [name for name, its in zip(names, since, strict=True) if its == version], before, version)
+            for version, before in [(0, HEADER.format), *((version, "<") for version in sorted({*since} - {0}))]
+        ]
+        self.first, self.appended = blocks[0], tuple(blocks[1:])
+        self.places, self.fixed_bytes = self.first.places, self.first.fixed_bytes
+        defaults = {item.name: item.default for item in dataclass_fields(message)}  # type: ignore[arg-type]
+        self._defaults = [[defaults[place.name] for place in block.places] for block in self.appended]
+        assert not any(MISSING in some for some in self._defaults), f"{message.__name__}: appended without a default"
+        self._get = _getter(names)
+        self._has_problem = message.problem is not Message.problem
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    def encode(self, message: Message, kind: int, version: int, flags: int, header: Header) -> bytes:
+        values = list(self._get(message))
+        tail = self._append(values) if self.appended else b""
+        blobs, length = self.first.prepare(values)
+        length += len(tail)
+        if self._has_problem and (problem := message.problem()):
+            raise FieldError(f"{self.message.__name__}.{problem}")
+        if length > FRAME_BYTES_MAX:
+            raise FieldError(f"{self.message.__name__}: a frame of {length} bytes, at most {FRAME_BYTES_MAX}")
+        term, incarnation, epoch, table, sequence, request_id, _ = header
+        try:
+            fixed = self.first.struct.pack(
+                length, kind, version, flags, request_id, term, incarnation, epoch, table, sequence, *values
+            )
+        except struct.error as error:
+            raise FieldError(f"{self.message.__name__}: {error}") from error
+        return b"".join((fixed, *blobs, tail)) if blobs or tail else fixed
+
+    def _append(self, values: list[Any]) -> bytes:
+        """Take the appended fields off `values`; their bytes."""
+        parts: list[Any] = []
+        at = len(self.places)
+        for block in self.appended:
+            own = values[at : at + len(block.places)]
+            at += len(own)
+            blobs, _ = block.prepare(own)
+            try:
+                parts += [block.struct.pack(*own), *blobs]
+            except struct.error as error:
+                raise FieldError(f"{self.message.__name__}: {error}") from error
+        del values[len(self.places) :]
+        return b"".join(parts)
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    def _append_received(self, values: list[Any], frame: bytes, offset: int) -> None:
+        """The appended fields; their defaults from where an older peer's frame ends."""
+        for block, defaults in zip(self.appended, self._defaults, strict=True):
+            more, offset = block.unpack(frame, offset) if offset < len(frame) else (defaults, offset)
+            values += more
+
+    def decode(self, frame: bytes) -> Message:
+        """The message in a whole frame whose header has been checked. What a newer version has appended is ignored."""
+        values, offset = self.first.unpack(frame, 0)
+        if self.appended:
+            self._append_received(values, frame, offset)
         message = self.message(*values)
         if self._has_problem and (problem := message.problem()):
             raise ProtocolError(f"{self.message.__name__}.{problem.split(':')[0]}", problem.split(": ", 1)[1])

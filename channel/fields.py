@@ -73,6 +73,13 @@ class Scalar:
 UUID_KIND: Final = Scalar("16s")
 
 
+@dataclass(frozen=True)
+class Since:
+    """Beside the kind: the version that has appended the field, which needs a default. Without it: the message's."""
+
+    version: int
+
+
 # --- variable fields -------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +330,11 @@ def kind_of(hint: Any) -> Any:
         if isinstance(item, Scalar | Text | Blob | Words | RecordArray):
             return item
     raise TypeError(f"{hint} says no wire kind")
+
+
+def since_of(hint: Any) -> int:
+    """The version that has appended the field, 0 if the message always had it."""
+    return next((item.version for item in getattr(hint, "__metadata__", ()) if isinstance(item, Since)), 0)
 
 
 def lay_out(kinds: Sequence[tuple[str, Scalar]]) -> tuple[list[tuple[str, int, Scalar]], str, tuple[int, ...], int]:

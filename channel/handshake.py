@@ -1,7 +1,8 @@
 """How a session begins and ends: every transition in one table, and the choice of a version.
 
-HELLO, its response, DP_HELLO and GOODBYE have the same layout in every version. All other frames say their version
-themselves; a receiver takes those that it speaks, a sender uses the chosen one. The highest common version is chosen.
+HELLO, its response, DP_HELLO and GOODBYE have the same layout in every version, but for what is appended. All other
+frames say their version themselves; a receiver takes those that it speaks, a sender uses the chosen one. The highest
+common version is chosen; where there is none, both ends say which versions there are, and whom to upgrade first.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ OUTGOING: Final = {
     Role.AGENT: Direction.A_TO_C,
     Role.DAEMON: Direction.A_TO_D,
     Role.DATA_PLANE: Direction.D_TO_A,
+}
+
+PEER: Final = {
+    Role.CONTROLLER: "agent",
+    Role.AGENT: "controller",
+    Role.DAEMON: "data plane",
+    Role.DATA_PLANE: "agent's daemon",
+}
+
+
+OWN: Final = {
+    Role.CONTROLLER: PEER[Role.AGENT],
+    Role.AGENT: PEER[Role.CONTROLLER],
+    Role.DAEMON: PEER[Role.DATA_PLANE],
+    Role.DATA_PLANE: PEER[Role.DAEMON],
 }
 
 
@@ -113,3 +129,19 @@ def common_version(ours: Versions, hello: Hello | DataPlaneHello) -> int:
     """The highest version that both speak, or 0."""
     highest = min(ours[1], hello.version_max)
     return highest if highest >= max(ours[0], hello.version_min) else 0
+
+
+def too_far_apart(role: Role, ours: Versions, hello: Hello | DataPlaneHello) -> str:
+    """For both logs, where no version is common: who speaks what, and whom to upgrade first."""
+    peer, own = PEER[role], OWN[role]
+    theirs = (hello.version_min, hello.version_max)
+    older = own if theirs[0] > ours[1] else peer
+    return (
+        f"the {peer} ({hello.software or 'unnamed'}) speaks {_span(theirs)} of the channel, the {own} {_span(ours)}:"
+        f" upgrade the {older} first, version by version"
+    )
+
+
+def _span(versions: Versions) -> str:
+    low, high = versions
+    return f"version {low}" if low == high else f"versions {low} to {high}"

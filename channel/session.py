@@ -31,6 +31,7 @@ from channel.handshake import (
     HANDSHAKE_VERSION,
     INCOMING,
     OUTGOING,
+    PEER,
     TRANSITIONS,
     VERSION_FREE,
     Input,
@@ -38,17 +39,35 @@ from channel.handshake import (
     SessionState,
     Versions,
     common_version,
+    too_far_apart,
 )
-from channel.messages import ROW_OF, TABLE, DataPlaneHello, Goodbye, Hello, Message, Response, Welcome, short
-from channel.values import VERSION, Header, MessageType
+from channel.messages import (
+    ROW_OF,
+    ROWS,
+    TABLE,
+    DataPlaneHello,
+    Goodbye,
+    Hello,
+    Message,
+    Response,
+    Welcome,
+    response_to,
+    short,
+)
+from channel.values import VERSION, VERSION_MIN, Header, MessageType
 from mapping.status import Status
 
+VERSIONS: Final = (VERSION_MIN, VERSION)
 REQUEST_ID_MAX: Final = (1 << 64) - 1
 NO_STAMPS: Final = Header()
 
 
 class SessionStateError(Exception):
     """We sent what this session, in its state, does not allow. After the end: everything."""
+
+
+class PeerTooOld(SessionStateError):
+    """The peer's version does not know this notice: nothing was sent. Ask `knows` first."""
 
 
 class LimitReached(Exception):
@@ -69,7 +88,7 @@ class Limits:
 class Session:
     """One end of a session. `versions`: lowest and highest that we speak. Not reusable after its end."""
 
-    def __init__(self, role: Role, limits: Limits | None = None, versions: Versions = (VERSION, VERSION)) -> None:
+    def __init__(self, role: Role, limits: Limits | None = None, versions: Versions = VERSIONS) -> None:
         self.role = role
         self.limits = limits or Limits()
         self.versions = versions
@@ -91,6 +110,10 @@ class Session:
     @property
     def ended(self) -> bool:
         return self.state is SessionState.ENDED
+
+    def knows(self, kind: MessageType) -> bool:
+        """True if the version that was chosen knows this type of message."""
+        return ROWS[kind].since <= max(self.version, HANDSHAKE_VERSION)
 
     @property
     def requests_free(self) -> int:
@@ -143,6 +166,7 @@ class Session:
     def send(self, message: Message, header: Header = NO_STAMPS, context: Any = None) -> int:
         """Queue a request (its id is returned, its response brings `context`) or a notice (0 is returned).
 
+        A request that the peer does not know is answered by ourselves: BAD_VERSION.
         Raises SessionStateError, LimitReached, FieldError; then nothing has changed.
         """
         row = ROW_OF.get(type(message))
@@ -150,6 +174,8 @@ class Session:
             raise SessionStateError(f"{type(message).__name__}: no request or notice, or with a request id")
         state = self._sending(row.kind, _sent(row.kind))
         version = HANDSHAKE_VERSION if row.kind in VERSION_FREE else self.version
+        if not self.knows(row.kind):
+            return self._too_old(row.kind, header, context)
         if row.response is None:
             frame = encode(message, header, version=version)
             if isinstance(message, Goodbye):
@@ -196,6 +222,8 @@ class Session:
             self.state = state
             return 0
         state = self._sending(received.type, _sent(received.type))
+        if not self.knows(received.type):
+            return self._too_old(received.type, received.header, received)
         if isinstance(received, NoticeReceived):
             self._queue(self._versioned(received.frame))
             return 0
@@ -207,6 +235,21 @@ class Session:
     def goodbye(self, status: Status, detail: str = "") -> None:
         """Queue GOODBYE, and end."""
         self.send(Goodbye(status, short(detail)))
+
+    def _too_old(self, kind: MessageType, header: Header, context: Any) -> int:
+        """What the peer's version does not know is not sent."""
+        peer = PEER[self.role]
+        why = f"{kind.name} needs version {ROWS[kind].since} of the channel, with the {peer} it is {self.version}"
+        detail = f"{why}: upgrade the {peer}"
+        if ROWS[kind].response is None:
+            raise PeerTooOld(detail)
+        response = response_to(kind, Status.BAD_VERSION, detail)
+        request_id = self._next_request_id()
+        self._request_ids = request_id
+        stamps = header._replace(request_id=request_id, blocking=False)
+        frame = encode_response(kind, response, stamps, version=self.version)
+        self._events.append(ResponseReceived(stamps, kind, response, frame, context))
+        return request_id
 
     def _sending(self, kind: MessageType | None, way: Input) -> SessionState:
         state = TRANSITIONS.get((self.role, self.state, way))
@@ -306,7 +349,7 @@ class Session:
         if not 0 < hello.version_min <= hello.version_max:
             raise ProtocolError("HELLO.version_min", f"versions {hello.version_min} to {hello.version_max}")
         self.version = common_version(self.versions, hello)
-        detail = f"versions {hello.version_min} to {hello.version_max} asked for, {self.versions} spoken here"
+        detail = too_far_apart(self.role, self.versions, hello)
         if isinstance(hello, Hello):
             self._receive_request(frame)
             if not self.version:

@@ -22,7 +22,8 @@ One format is spoken on both links: controller (C) and agent daemon (A), daemon 
 little-endian. A frame is a header, the fixed part of the body, then the variable fields in order. Fields of the fixed
 part have natural alignment; it ends at a multiple of 8. A variable field has a u32 in the fixed part, its length in
 bytes (text, bytes) or its number of elements (arrays), and is padded to 8 behind it. All padding is zero. A receiver
-refuses, by GOODBYE and the end of the connection, whatever is not exactly as written here.
+refuses, by GOODBYE and the end of the connection, whatever is not exactly as written here. Behind the last field of a
+message more may follow, which a newer version has appended: it is ignored.
 
 A response has its request's type and request id, and begins with a status and a detail. Request ids are not 0, are the
 sender's own, and are not used again while the request waits; notices have 0. The daemon passes on, under an id of its
@@ -31,7 +32,21 @@ own, what goes from C to D and back; all else in those frames stays as it is."""
 HANDSHAKE = """\
 An agent begins with HELLO, a data plane with DP_HELLO. The response to HELLO, and the first frame to the data plane,
 say in the version of their headers which version was chosen: the highest common one. HELLO, its response, DP_HELLO and
-GOODBYE have the same layout in all versions. GOODBYE is possible at any time. Nothing follows it."""
+GOODBYE have the same layout in all versions, but for what is appended. GOODBYE is possible at any time. Nothing follows
+it."""
+
+VERSIONS = """\
+What speaks version N speaks N - 1, too: neighbours work together, and controller, daemons and data planes can be
+upgraded in any order, version by version: all have to be at N before the first gets N + 2. Where no version is common,
+HELLO is answered, and DP_HELLO followed by GOODBYE, with BAD_VERSION and a text that names both sides' versions and the
+one to upgrade first; both log it. From one version to the next
+
+* a field is never changed, moved or taken away. New ones are appended to the frame: behind all that older versions know
+  of the message comes another fixed part, its padding to 8, and its variable fields. A receiver ignores what lies
+  behind the last field that it knows. Where an older peer's frame ends, the rest have their default values, which mean
+  what was so before the field existed;
+* new messages, and new values of enumerations and flags, are sent only if the chosen version knows them. A request that
+  it does not know is not sent: its sender, or the daemon that was to pass it on, answers it with BAD_VERSION."""
 
 
 def lines() -> Iterator[str]:
@@ -100,6 +115,11 @@ def _handshake() -> Iterator[str]:
     yield ""
     yield HANDSHAKE
     yield ""
+    yield "### Versions"
+    yield ""
+    low, high = values.VERSION_MIN, values.VERSION
+    yield f"This is version {high}" + (f"; {low} is spoken, too." if low < high else ", the first.") + "\n\n" + VERSIONS
+    yield ""
     rows = [
         (role.value, state.value, way.value, target.value)
         for (role, state, way), target in TRANSITIONS.items()
@@ -120,20 +140,26 @@ def _message(row: Row) -> Iterator[str]:
     yield f"### {row.kind.name}"
     yield ""
     says = " ".join(str(row.message.__doc__).split())
-    yield f"Type {row.kind.value}, {_ways(row.directions)}. {says} C: `struct segmap_wire_{row.kind.name.lower()}`."
+    since = f" Since version {row.since}." if row.since > 1 else ""
+    name = f"segmap_wire_{row.kind.name.lower()}"
+    yield f"Type {row.kind.value}, {_ways(row.directions)}.{since} {says} C: `struct {name}`."
     yield ""
     yield from _fields(codec)
 
 
 def _fields(codec: Codec) -> Iterator[str]:
-    rows = [(place.offset, _type(place.kind), place.name, _rule(place.kind)) for place in codec.places]
-    if not rows:
+    if not codec.places:
         yield "No body."
         yield ""
-        return
-    yield from _table(("offset", "type", "field", "valid"), rows)
-    yield f"Fixed part: {codec.fixed_bytes} bytes."
-    yield ""
+    for block in (codec.first, *codec.appended):
+        if block.version:
+            yield f"Appended by version {block.version} (offsets from the end of what is above):"
+            yield ""
+        rows = [(place.offset, _type(place.kind), place.name, _rule(place.kind)) for place in block.places]
+        if rows:
+            yield from _table(("offset", "type", "field", "valid"), rows)
+            yield f"Fixed part: {block.fixed_bytes} bytes."
+            yield ""
 
 
 def _type(kind: Any) -> str:

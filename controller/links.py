@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 from channel.events import RequestReceived
 from channel.handshake import Role
 from channel.messages import Message, Response, short
-from channel.session import LimitReached, Session, SessionStateError
+from channel.session import LimitReached, PeerTooOld, Session, SessionStateError
 from channel.values import Header
 from mapping.status import Status
 from transport.connection import Connection, ConnectionLost, WriteQueueFull
 
+_log: Final = logging.getLogger("segmap.controller")
 IDENTITY_PREFIX: Final = "segmap:agent:"
 
 
@@ -49,6 +51,8 @@ class Link:
             return
         try:
             self.session.send(message, header, attempt)
+        except PeerTooOld as error:
+            _log.warning("controller: not sent to agent %s: %s", self.peer, error)
         except (LimitReached, SessionStateError) as error:
             self.close(Status.LIMIT, str(error))
 

@@ -241,6 +241,8 @@ class ControllerShell:
                 link.hello = event
                 self._inbox.append(MessageReceived(link.number, event.header, event.message))
             elif isinstance(event, channel_events.SessionEnded):
+                if event.status == Status.BAD_VERSION:
+                    _log.error("controller: agent %s is refused: %s", link.peer, event.detail)
                 self._ended(link, event.detail)
         self._dirty[link] = None
         self._pump()
@@ -325,6 +327,9 @@ class ControllerShell:
             for event in link.session.events():
                 if isinstance(event, channel_events.SessionEnded):
                     self._ended(link, event.detail)
+                elif isinstance(event, channel_events.ResponseReceived):  # to a request that its version does not know
+                    _log.warning("controller: agent %s: %s", link.peer, event.message.detail)
+                    self._post(ResponseReceived(link.number, event.context, event.message))
             link.flush()
 
     def _behind(self, commits: int, size: int) -> bool:

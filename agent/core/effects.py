@@ -56,6 +56,7 @@ class DataPlaneDown:
     """The data plane's socket could not be connected, or its session has ended."""
 
     reason: str
+    status: Status = Status.CANCELLED
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ class Agent:
             self._plane_up = False
             return []
         effects = self._hang_up(f"the data plane's connection has ended: {event.reason}")
-        if self._plane_up:
+        if self._plane_up or event.status == Status.BAD_VERSION:
             effects.append(e.Alarm(f"the data plane's connection has ended: {event.reason}"))
         self._plane_up = False
         delay_ns = self._backoff_ns(self._plane_failures)
@@ -399,7 +399,8 @@ class Agent:
         self._forget_session()
         if event.status == Status.STALE_INCARNATION and greeting and self.config.maps:
             return self._fenced(f"the controller does not admit this incarnation any more: {event.reason}")
-        effects: list[Effect] = [e.Note(f"controller: {event.reason}")]
+        says = e.Alarm if event.status == Status.BAD_VERSION else e.Note
+        effects: list[Effect] = [says(f"controller: {event.reason}")]
         return effects + (self._connect() if self.ready else [])
 
     def _forget_session(self) -> None:

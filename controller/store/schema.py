@@ -66,7 +66,10 @@ def migrate(connection: apsw.Connection, steps: Sequence[Step] = STEPS) -> int:
     if application != APPLICATION_ID and not (application == 0 and empty):
         raise StoreCorrupt("the file is a database of another program, not a segmap store")
     if version > len(steps):
-        raise StoreVersion(f"the store has version {version}, this release knows up to {len(steps)}")
+        raise StoreVersion(
+            f"the store has version {version}, this release knows up to {len(steps)}: a newer one has written it."
+            " Upgrade the controller, or restore a backup that this release has made"
+        )
     if version == len(steps):
         return version
     connection.execute("BEGIN IMMEDIATE")

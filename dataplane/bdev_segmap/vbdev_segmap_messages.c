@@ -64,10 +64,11 @@ take_array(struct message *message, uint32_t count, uint32_t size, uint32_t limi
 	return take(message, (uint64_t)count * size);
 }
 
+/* All that we know of it is there. More may follow, which a newer version has appended: it is ignored. */
 static bool
-is_whole(struct message *message)
+is_whole(const struct message *message)
 {
-	return !message->bad && message->left == 0;
+	return !message->bad;
 }
 
 /* What comes of a message. PROTOCOL: the peer has not kept to the format, the session ends. */
@@ -648,13 +649,17 @@ rule_of(uint16_t type)
 	return type < SPDK_COUNTOF(rules) && rules[type].handle != NULL ? &rules[type] : NULL;
 }
 
+static bool
+is_spoken(const struct segmap_wire_header *header)
+{
+	return header->type == SEGMAP_WIRE_GOODBYE ||
+	       (header->version >= SEGMAP_WIRE_VERSION_MIN && header->version <= SEGMAP_WIRE_VERSION);
+}
+
 /* NULL, or what is wrong with the header. */
 static const char *
 header_fault(const struct segmap_wire_header *header, const struct rule *rule)
 {
-	if (header->version != SEGMAP_WIRE_VERSION) {
-		return "header.version: of another version";
-	}
 	if (rule == NULL) {
 		return "header.type: not for a data plane";
 	}
@@ -676,6 +681,12 @@ handle(struct segmap_frame *frame)
 	const struct rule *rule = rule_of(message.header->type);
 	const char *fault = header_fault(message.header, rule);
 
+	if (!is_spoken(message.header)) {
+		segmap_goodbye(SEGMAP_STATUS_BAD_VERSION, "header.version: not spoken by this data plane");
+		segmap_link_done(frame);
+		return;
+	}
+	segmap_peer_speaks(message.header);
 	if (fault != NULL) {
 		segmap_goodbye(SEGMAP_STATUS_BAD_MESSAGE, fault);
 		segmap_link_done(frame);

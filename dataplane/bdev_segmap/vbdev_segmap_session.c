@@ -15,6 +15,7 @@ static struct {
 	uint64_t number; /* 0: nobody is there */
 	bool admitted;
 	bool flush_pending;
+	uint8_t version; /* of the channel, that the peer has chosen */
 	uint32_t fault_count;
 	struct segmap_wire_fault faults[SEGMAP_WIRE_FAULTS_MAX];
 } g_peer;
@@ -25,6 +26,21 @@ static uint32_t
 padded(uint32_t length)
 {
 	return (length + 7) / 8 * 8;
+}
+
+/* What begins and ends a session is the same in all versions. */
+static uint8_t
+version_of(enum segmap_wire_type type)
+{
+	return type == SEGMAP_WIRE_DP_HELLO || type == SEGMAP_WIRE_GOODBYE ? SEGMAP_WIRE_HANDSHAKE_VERSION : g_peer.version;
+}
+
+void
+segmap_peer_speaks(const struct segmap_wire_header *header)
+{
+	if (header->type != SEGMAP_WIRE_GOODBYE) {
+		g_peer.version = header->version;
+	}
 }
 
 /* A frame to the peer with the plane's own stamps; NULL if out of memory. */
@@ -44,7 +60,7 @@ new_frame(enum segmap_wire_type type, uint32_t body_bytes)
 	*header = (struct segmap_wire_header) {
 		.length = frame->length,
 		.type = (uint16_t)type,
-		.version = SEGMAP_WIRE_VERSION,
+		.version = version_of(type),
 		.term = g_segmap.plane.term,
 		.incarnation = g_segmap.plane.incarnation,
 		.epoch = segmap_lease_epoch(&g_segmap.plane.lease),
@@ -284,7 +300,7 @@ send_hello(void)
 		return;
 	}
 	body = segmap_frame_body(frame);
-	body->version_min = SEGMAP_WIRE_VERSION;
+	body->version_min = SEGMAP_WIRE_VERSION_MIN;
 	body->version_max = SEGMAP_WIRE_VERSION;
 	memcpy(body->instance, g_segmap.plane.instance, sizeof(body->instance));
 	body->software_length = sizeof(SOFTWARE) - 1;
@@ -301,6 +317,7 @@ void
 segmap_peer_came(uint64_t peer)
 {
 	g_peer.number = peer;
+	g_peer.version = SEGMAP_WIRE_VERSION_MIN;
 	g_peer.admitted = false;
 	g_peer.fault_count = 0;
 	send_hello();

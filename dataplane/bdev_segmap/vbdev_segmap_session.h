@@ -26,6 +26,9 @@ void segmap_peer_leave(void);
 /* The peer has been admitted: send all outstanding faults. */
 void segmap_peer_admit(void);
 
+/* A frame of the peer says which version was chosen. */
+void segmap_peer_speaks(const struct segmap_wire_header *header);
+
 /* True if the peer of this number is the present one. */
 bool segmap_peer_is(uint64_t number);
 

@@ -187,7 +187,7 @@ say_goodbye(enum segmap_status status, const char *detail)
 		struct segmap_wire_header header;
 		struct segmap_wire_goodbye body;
 		char detail[64];
-	} goodbye = { .header = { .type = SEGMAP_WIRE_GOODBYE, .version = SEGMAP_WIRE_VERSION } };
+	} goodbye = { .header = { .type = SEGMAP_WIRE_GOODBYE, .version = SEGMAP_WIRE_HANDSHAKE_VERSION } };
 	size_t length = strnlen(detail, sizeof(goodbye.detail));
 	size_t whole = offsetof(typeof(goodbye), detail) + (length + 7) / 8 * 8;
 	bool torn;

@@ -41,11 +41,12 @@ class Daemon:
     config: AgentConfig | ControllerConfig
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    program: str = "tests.cluster.daemon"
     prefix: tuple[str, ...] = ()
 
     def start(self) -> None:
         assert self.process is None or self.process.poll() is not None
-        command = [*self.prefix, sys.executable, "-m", "tests.cluster.daemon"]
+        command = [*self.prefix, sys.executable, "-m", self.program]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=TOP, stdin=subprocess.PIPE, stdout=log, stderr=log)
         assert self.process.stdin is not None

@@ -406,6 +406,40 @@ def test_what_is_stale_or_out_of_order_is_refused(scene: Scene) -> None:
     play(scene, act)
 
 
+def test_what_a_newer_daemon_appends_is_ignored(scene: Scene) -> None:
+    """Of every kind of message that a data plane takes: as if it were not there."""
+
+    async def act(scene: Scene) -> None:
+        daemon = await scene.connect()
+        real = daemon.session.data_to_send
+
+        def with_more(bytes_max: int | None = None) -> list[bytes]:
+            return [(len(data) + 16).to_bytes(4, "little") + data[4:] + b"of version N + 1" for data in real(bytes_max)]
+
+        daemon.session.data_to_send = with_more  # type: ignore[method-assign]
+        scene.daemon = daemon
+        assert (await daemon.admit()).status is Status.OK
+        daemon.grant(time.monotonic_ns())
+        tables = (await daemon.ask(TableStatus(), daemon.header(table=0))).tables
+        daemon.sequence = dict(tables)[scene.table]
+        assert (await daemon.ask(scene.bind(), daemon.header(table=0))).status is Status.OK
+        assert (await daemon.ask(TableSlots([scene.slot]), scene.header())).status is Status.OK
+        assert await scene.set(0, scene.at(1), blocking=True) is Status.OK
+        host = await scene.host()
+        writing = asyncio.create_task(host.write(1, SEGMENT, b"w" * 512))
+        (fault,) = await daemon.fault()
+        scene.answer(fault, REPLACE, scene.at(2))
+        await writing
+        assert (await scene.entries())[:2] == [scene.at(1), scene.at(2)]
+        for message in (Suspend(), Resume(), GetParked(), GetState(0, 1, State.ZERO), SetState(1, 1, State.ZERO, True)):
+            stamps = daemon.next(table=scene.table) if isinstance(message, SetState) else scene.header()
+            assert (await daemon.ask(message, stamps)).status is Status.OK
+        zeroing = ZeroSegments([SegmentRun(scene.at(2), 1)])
+        assert (await daemon.ask(zeroing, scene.header())).status is Status.OK
+
+    play(scene, act)
+
+
 def test_what_was_sent_in_an_earlier_session_is_refused(scene: Scene) -> None:
     """In sequence, of the present term, incarnation and epoch: a daemon that was stopped still had it."""
 

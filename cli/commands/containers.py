@@ -6,7 +6,7 @@ from typing import Any
 
 from cli.command import Command, CommandError, Context, argument
 from cli.exit_codes import ExitCode
-from cli.output import size_text
+from cli.output import rows_of, size_text
 
 COLUMNS = ("name", "slot", "state", "size", "free", "zeroed", "mapped", "export", "attached at")
 
@@ -72,6 +72,22 @@ def show(context: Context) -> int:
     return show_one(context, context.client.call("container.show", name=context.args.name))
 
 
+def fail(context: Context) -> int:
+    return change(context, "container.fail")
+
+
+def restore(context: Context) -> int:
+    return change(context, "container.restore")
+
+
+def change(context: Context, operation: str) -> int:
+    answer = context.client.call(operation, name=context.args.name)
+    context.output.document(answer)
+    context.output.line(f"container {answer['name']} is {answer['state']}")
+    context.output.table(["vdisk", "segments in it"], rows_of(answer["vdisks"], "vdisk", "segments"))
+    return 0
+
+
 COMMANDS = (
     Command(
         ("container", "add"),
@@ -90,6 +106,20 @@ COMMANDS = (
         ),
     ),
     Command(("container", "list"), "All containers.", list_all),
+    Command(
+        ("container", "fail"),
+        "Gives a container up: what lies in it reads as errors, at once, and nothing is allocated in it.",
+        fail,
+        (argument("name", metavar="NAME", help="a container's name"),),
+        more="For a container that is lost, for a while or for good. Flushes of disks that have segments in it fail. "
+        "What waits for its container host to fence an agent goes on waiting: see `segmap agent confirm-dead`.",
+    ),
+    Command(
+        ("container", "restore"),
+        "Uses a failed container as before: it is back, with what was in it.",
+        restore,
+        (argument("name", metavar="NAME", help="a container's name"),),
+    ),
     Command(
         ("container", "show"),
         "One container.",

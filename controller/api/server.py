@@ -44,8 +44,8 @@ peer_log = logging.getLogger("segmap.api.peer")
 
 
 def is_ours(record: logging.LogRecord) -> bool:
-    """False for what a peer got wrong: it has its answer, and can't be let fill our log with tracebacks."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+    """False for what a peer got wrong, or did not wait for: it can't be let fill our log with tracebacks."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError | ConnectionError)
 
 
 peer_log.addFilter(is_ours)

@@ -90,6 +90,12 @@ class Allocator:
     def add(self, space: Space) -> None:
         self.spaces[space.slot] = space
 
+    def remove(self, slot: int) -> None:
+        """Nothing of this container is given out any more; what tables have reserved there is taken back."""
+        for extent in [extent for extent in self._extents if extent.slot == slot]:
+            self.release(extent)
+        self.spaces.pop(slot, None)
+
     def zeroed(self, slots: Iterable[int]) -> int:
         """Zeroed segments not reserved, over some slots."""
         return sum(self.spaces[slot].zeroed.total for slot in slots if slot in self.spaces)

@@ -30,6 +30,7 @@ class BringUp:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._retrying: set[int] = set()
+        self._spares: dict[tuple[int, int], bool] = {}
         self.moves = Moves(cluster, self.reconcile_all)
 
     def reconcile(self, agent: Agent, now_ns: int) -> None:
@@ -71,9 +72,22 @@ class BringUp:
             container.slot
             for container in self._cluster.containers.values()
             if container.ready
+            and not (container.failed and self._spared(vdisk, container.slot))
             and container.suits(vdisk.segment_size, vdisk.block_size)
             and (vdisk.slots is None or container.slot in vdisk.slots)
         ]
+
+    def _spared(self, vdisk: VDisk, slot: int) -> bool:
+        """Whether a vdisk has nothing in a failed container: then it need not wait for it, nor flush it. It may get
+        nothing there as long as that is failed, so this is found out once."""
+        known = self._spares.get((vdisk.number, slot))
+        if known is None:
+            known = self._spares[vdisk.number, slot] = not self._cluster.failures.uses(vdisk, slot)
+        return known
+
+    def look_again(self, slot: int) -> None:
+        """Who has something in the container may be different now."""
+        self._spares = {key: spared for key, spared in self._spares.items() if key[1] != slot}
 
     def wanted_slots(self, agent: Agent) -> list[int]:
         """The containers that an agent's vdisks use, and those it has been given besides."""

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from controller.core.checking import Checking
     from controller.core.commands import Commands
     from controller.core.draining import Draining
+    from controller.core.failed_containers import FailedContainers
     from controller.core.faults import Faults
     from controller.core.fencing import Fencing
     from controller.core.volumes import Volumes
     from controller.core.zeroing import Zeroing
 
 FROZEN_ADVICE: Final = "{}, and nothing is allocated until `segmap check --reconcile` has compared agents and labels"
+FAILED: Final = "container {} is failed: what lies in it reads as errors until it is restored"
 ANSWERS_MAX: Final = 4096
 ANSWER_ENTRIES_MAX: Final = 65536
 
@@ -99,6 +101,7 @@ class Cluster:
     changes: Changes
     checking: Checking
     draining: Draining
+    failures: FailedContainers
     faults: Faults
     fencing: Fencing
     volumes: Volumes
@@ -129,6 +132,7 @@ class Cluster:
         self.agents_by_name: dict[str, Agent] = {}
         self.sessions: dict[int, Agent] = {}
         self.containers: dict[int, Container] = {}
+        self.failed_slots: set[int] = set()
         self.vdisks: dict[int, VDisk] = {}
         self.allows: dict[str, Allow] = {}
         self.incarnation_max = 0
@@ -138,6 +142,9 @@ class Cluster:
         self.faults_received = 0
         self.faults_answered = 0
         self._load(state, now_ns)
+        for container in self.containers.values():
+            if container.failed:
+                self.log.alarm(now_ns, "container", container.name, FAILED.format(container.name))
         if self.frozen:
             self.log.alarm(now_ns, "frozen", "store", FROZEN_ADVICE.format(self.frozen))
 
@@ -151,7 +158,7 @@ class Cluster:
         for key, record in objects.get("container", {}).items():
             self.add_container(Container(int(key), _dict(record)))
         for key, record in objects.get("vdisk", {}).items():
-            self.vdisks[int(key)] = VDisk(int(key), _dict(record), state.image.tables.setdefault(int(key), {}))
+            self.add_vdisk(VDisk(int(key), _dict(record), state.image.tables.setdefault(int(key), {})))
         for key, record in objects.get("agent", {}).items():
             agent = Agent.load(int(key), _dict(record))
             agent.lease_until_ns = now_ns + self.timing.surely_expired_ns
@@ -177,8 +184,15 @@ class Cluster:
     def add_container(self, container: Container) -> None:
         """Known from now on; its space, if it is ready, may be allocated."""
         self.containers[container.slot] = container
-        if container.ready:
+        if container.failed:
+            self.failed_slots.add(container.slot)
+        elif container.ready:
             self.open_space(container)
+
+    def add_vdisk(self, vdisk: VDisk) -> None:
+        """Known from now on."""
+        vdisk.failed_slots = self.failed_slots
+        self.vdisks[vdisk.number] = vdisk
 
     def open_space(self, container: Container) -> None:
         """Let its segments be allocated."""

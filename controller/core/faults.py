@@ -528,7 +528,7 @@ class _Slower:
         if not segments:
             cluster.changes.finish(group.change, now_ns)
             return
-        freed = location_runs(array("Q", [vdisk.entry(segment) for segment in segments]))
+        freed = location_runs(array("Q", [vdisk.recorded(segment) for segment in segments]))
         for start, count in runs_of(segments):
             cluster.journal.records.entry_run(vdisk.number, start, count, ZERO_ENTRY)
         for slot, start, count in freed:

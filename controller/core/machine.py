@@ -34,6 +34,7 @@ from controller.core.effects import (
     StoreSpaceChanged,
     StoreWasRead,
 )
+from controller.core.failed_containers import FailedContainers
 from controller.core.faults import Faults
 from controller.core.fencing import Fencing
 from controller.core.operations import Operations
@@ -55,6 +56,7 @@ class Controller:
         cluster.changes = Changes(cluster)
         cluster.fencing = Fencing(cluster)
         cluster.draining = Draining(cluster)
+        cluster.failures = FailedContainers(cluster)
         cluster.admission = Admission(cluster)
         cluster.zeroing = Zeroing(cluster, state.jobs)
         cluster.faults = Faults(cluster)

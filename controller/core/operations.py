@@ -73,6 +73,8 @@ OPERATIONS: Final[dict[str, OperationSpec]] = {
     ),
     "container.list": OperationSpec({}),
     "container.show": OperationSpec(_NAME_ONLY),
+    "container.fail": OperationSpec(_NAME_ONLY, True),
+    "container.restore": OperationSpec(_NAME_ONLY, True),
     "vdisk.create": OperationSpec(
         {
             "name": _required(str),
@@ -374,6 +376,20 @@ class Operations:
 
     def _container_show(self, request: _Request, now_ns: int) -> None:
         self.reply(request, self._reports.container(self._containers.named(request.args["name"])))
+
+    def _container_fail(self, request: _Request, now_ns: int) -> None:
+        container = self._containers.named(request.args["name"])
+        if not container.failed:
+            self._cluster.failures.fail(container, now_ns)
+        self.accept(request)
+        self._cluster.journal.then(lambda now: self.reply(request, self._reports.failure(container)))
+
+    def _container_restore(self, request: _Request, now_ns: int) -> None:
+        container = self._containers.named(request.args["name"])
+        if container.failed:
+            self._cluster.failures.restore(container, now_ns)
+        self.accept(request)
+        self._cluster.journal.then(lambda now: self.reply(request, self._reports.failure(container)))
 
     # --- vdisks ------------------------------------------------------------------------------------------------------
 

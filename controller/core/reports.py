@@ -47,7 +47,7 @@ class Reports:
             "name": container.name,
             "slot": container.slot,
             "uuid": str(container.uuid),
-            "state": "ready" if container.ready else "adding",
+            "state": "failed" if container.failed else "ready" if container.ready else "adding",
             "exporter": cluster.agents[container.exporter].name,
             "export": container.export,
             "subnqn": container.subnqn,
@@ -75,6 +75,15 @@ class Reports:
                 or agents[allow.agent].standing is not Standing.ALIVE
             )
         ]
+
+    def failure(self, container: Container) -> Row:
+        """One container, and which vdisks have segments in it."""
+        uses = {
+            vdisk.name: len(self._cluster.failures.uses(vdisk, container.slot))
+            for vdisk in self._cluster.vdisks.values()
+        }
+        used = [{"vdisk": name, "segments": count} for name, count in uses.items() if count]
+        return {**self.container(container), "vdisks": used}
 
     # --- vdisks ------------------------------------------------------------------------------------------------------
 
@@ -178,6 +187,8 @@ class Reports:
                     break
                 position += length
                 continue
+            if vdisk.failed_slots:
+                chunk, offset = vdisk.entries(position, length), 0
             matched = _matching(chunk, offset, length, first + step * (position - start), step)
             position += matched
             if matched < length:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from controller.store.image import CHUNK_SHIFT, Chunks, MapImage
 from controller.store.records import SegmentState
-from mapping.entry import FLAGS, ZERO_ENTRY
+from mapping.entry import ERROR, FLAGS, ZERO_ENTRY, has_location, slot_of
 
 if TYPE_CHECKING:
     from controller.core.agents import AgentTable, Presentation
@@ -26,13 +26,16 @@ LOCATED: Final = bytes(flags & 0b1101 == 1 for flags in range(16)) * 16
 
 
 class VDisk:
-    """A virtual disk. `slots` is None if it may use every container of its segment size."""
+    """A virtual disk. `slots` is None if it may use every container of its segment size. `failed_slots`: the cluster's;
+    what lies there is ERROR as long as they are in it (failed_containers.py).
+    """
 
     __slots__ = (
         "block_size",
         "changing",
         "chunks",
         "deleting",
+        "failed_slots",
         "name",
         "number",
         "presentations",
@@ -53,6 +56,7 @@ class VDisk:
         self.slots: frozenset[int] | None = None if record["slots"] is None else frozenset(record["slots"])
         self.deleting: bool = record["deleting"]
         self.chunks = chunks
+        self.failed_slots: set[int] = set()
         self.changing: dict[int, Change] = {}
         self.tables: dict[int, AgentTable] = {}
         self.presentations: dict[int, Presentation] = {}
@@ -79,13 +83,25 @@ class VDisk:
         """The tables that may hold entries."""
         return [table for table in self.tables.values() if table.present]
 
-    def entry(self, segment: int) -> int:
-        """The truth of one segment."""
+    def recorded(self, segment: int) -> int:
+        """What the store has of one segment."""
         chunk = self.chunks.get(segment >> CHUNK_SHIFT)
         return ZERO_ENTRY if chunk is None else chunk[segment & _MASK]
 
+    def entry(self, segment: int) -> int:
+        """The truth of one segment."""
+        entry = self.recorded(segment)
+        return self._as_failed(entry) if self.failed_slots else entry
+
+    def _as_failed(self, entry: int) -> int:
+        return entry | ERROR if has_location(entry) and slot_of(entry) in self.failed_slots else entry
+
     def entries(self, start: int, count: int) -> array[int]:
         """The truth of a range; a copy."""
+        found = self._recorded(start, count)
+        return array("Q", map(self._as_failed, found)) if self.failed_slots else found
+
+    def _recorded(self, start: int, count: int) -> array[int]:
         result = array("Q")
         while count:
             offset = start & _MASK
@@ -111,6 +127,7 @@ class Container:
         "contents",
         "export",
         "exporter",
+        "failed",
         "generation",
         "name",
         "nsid",
@@ -144,6 +161,7 @@ class Container:
         self.volatile_cache: bool = record["volatile_cache"]
         self.ready: bool = record["ready"]
         self.generation: int = record.get("generation", 1)
+        self.failed: bool = record.get("failed", False)
 
     def record(self) -> dict[str, Any]:
         """What is persisted of it."""
@@ -164,6 +182,7 @@ class Container:
             "volatile_cache": self.volatile_cache,
             "ready": self.ready,
             "generation": self.generation,
+            **({"failed": True} if self.failed else {}),
         }
 
     def suits(self, segment_size: int, block_size: int) -> bool:

@@ -82,7 +82,7 @@ class Volumes:
             "deleting": False,
         }
         vdisk = VDisk(number, record, cluster.image.tables.setdefault(number, {}))
-        cluster.vdisks[number] = vdisk
+        cluster.add_vdisk(vdisk)
         cluster.journal.put("vdisk", str(number), vdisk.record())
         cluster.journal.put("counter", "vdisk", number)
         return vdisk

@@ -8,8 +8,12 @@ that were under way have been executed is unknown; `on_lost` and `on_restored` t
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
+import struct
+import sys
+import termios
 import time
 import uuid
 from collections import deque
@@ -42,6 +46,8 @@ JOIN_BYTES_MAX: Final = 64 * 1024
 IOV_MAX: Final = 1024
 WRITE_ZEROES_BLOCKS_MAX: Final = 65536
 _SECOND_NS: Final = 1_000_000_000
+_DISCARD: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER: a close resets the connection, and drops what is queued."""
 
 
 class NvmeHostError(Exception):
@@ -127,9 +133,28 @@ class QueueProtocol(asyncio.BufferedProtocol):
         self._transport = None
         self._session.lost(f"connection of queue {self._queue.qid} lost" + (f": {exc}" if exc else ""))
 
+    def end(self) -> None:
+        """The controller is lost, and with it every command. What the target's side has not acknowledged must not get
+        there any more: its commands have ended here, and may be done again elsewhere before it would arrive."""
+        transport = self._transport
+        if transport is None:
+            return
+        if transport.get_write_buffer_size() or _unacknowledged(self._fd):
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
+            transport.abort()
+        else:
+            self.flush()
+            self.close()
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+
+def _unacknowledged(descriptor: int) -> int:
+    """Bytes that the kernel has not sent, or of which it does not know that they arrived (tcp(7), SIOCOUTQ)."""
+    answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def _rest(buffers: list[Buffer], sent: int) -> list[Buffer]:
@@ -256,9 +281,8 @@ class _Session:
         for task in self._dials:
             if task is not asyncio.current_task():
                 task.cancel()
-        self._flush()
         for protocol in self._protocols.values():
-            protocol.close()
+            protocol.end()
         if not self.ready.done():
             self.ready.set_exception(NvmeHostError(effect.reason, effect.status))
             self.ready.exception()  # whoever waits gets it; nobody has to

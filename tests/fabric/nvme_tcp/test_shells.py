@@ -12,7 +12,14 @@ from contextlib import asynccontextmanager
 import pytest
 import uvloop
 
-from dataplane.embedded.nvme_host import NvmeHostError, NvmeStatusError, NvmeTcpHost, ReconnectPolicy, discover
+from dataplane.embedded.nvme_host import (
+    NvmeHostError,
+    NvmeStatusError,
+    NvmeTcpHost,
+    QueueProtocol,
+    ReconnectPolicy,
+    discover,
+)
 from dataplane.embedded.nvmf_server import NvmfServer
 from fabric.nvme_tcp.command import Command
 from fabric.nvme_tcp.host_command import HostCommand
@@ -346,5 +353,58 @@ def test_fuzzed_connections(run: Callable[[Awaitable[None]], None], seed: int) -
             assert len(await host.read(1, 0, 4096)) == 4096
             await until(lambda: len(at.rig.target.connections) == 3)
             await host.close()
+
+    run(test())
+
+
+class Sender:
+    """As much of a queue and its session as a connection needs to send something."""
+
+    qid = 1
+
+    def __init__(self, data: bytes) -> None:
+        self.data = [data]
+
+    def start(self) -> None:
+        """The host speaks first; `data_to_send` has it."""
+
+    def data_to_send(self) -> list[bytes]:
+        data, self.data = self.data, []
+        return data
+
+    def opened(self, qid: int, protocol: QueueProtocol) -> None:
+        self.protocol = protocol
+
+    def lost(self, reason: str) -> None:
+        """It has ended."""
+
+
+@pytest.mark.parametrize("length", [4 << 20, 4096])
+def test_what_a_lost_controller_has_not_got_does_not_come_later(
+    run: Callable[[Awaitable[None]], None], length: int
+) -> None:
+    """The host has given its commands up, and may have done them again on another path by then."""
+
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sender = Sender(bytes(length))
+            make = lambda: QueueProtocol(sender, sender)  # type: ignore[arg-type]  # noqa: E731
+            await asyncio.get_running_loop().create_connection(make, *server.getsockname())
+            deaf, _ = server.accept()
+            deaf.settimeout(PATIENCE_S)
+            with deaf:
+                got = 0
+                if length == 4096:
+                    got = len(await asyncio.to_thread(deaf.recv, length, socket.MSG_WAITALL))
+                sender.protocol.end()
+                await asyncio.sleep(0)
+                try:
+                    while data := await asyncio.to_thread(deaf.recv, 1 << 20):
+                        got += len(data)
+                except ConnectionResetError:
+                    assert got < length
+                else:
+                    assert got == length == 4096, "nothing was on its way: a proper end"
 
     run(test())

@@ -8,6 +8,7 @@ nothing is sequential. `null_controller` answers the same faults from nothing: t
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +93,13 @@ class Agent:
             self.welcomed.set_exception(ConnectionError(f"{event.status.name} {event.detail}"))
 
     def response(self, message: m.Message) -> m.Response:
-        """OK to whatever it is."""
+        """OK to whatever it is; its table holds nothing."""
         if isinstance(message, m.AttachContainer):
             return m.Attached(Status.OK, "", message.segment_count, 512, False)
         if isinstance(message, m.Present):
             return m.Presented(Status.OK, "", "127.0.0.1", "4420", "TCP")
+        if isinstance(message, m.GetEntries):
+            return m.EntriesRead(Status.OK, "", array("Q", bytes(8 * message.count)))
         return m.Done()
 
     def noticed(self, header: Header, message: m.Message) -> None:

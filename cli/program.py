@@ -22,11 +22,19 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
 TRACE_VARIABLE = "SEGMAP_TRACE"
 
 
+class UsageError(CommandError):
+    """Words that make no command. `program`: as far as they did."""
+
+    def __init__(self, program: str, message: str) -> None:
+        super().__init__(message, ExitCode.USAGE, f"`{program} --help` lists what it takes")
+        self.program = program
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with one line for an error, not its whole usage."""
+    """argparse whose errors are ours: one line and a hint, not the whole usage."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(ExitCode.USAGE, f"{self.prog}: {message}\nhint: `{self.prog} --help` lists what it takes\n")
+        raise UsageError(self.prog, message)
 
 
 def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -99,7 +107,7 @@ def report_failure(error: Exception, name: str, output: Output) -> int:
     if output.as_json:
         api_code = error.code if isinstance(error, ApiError) else code.name.lower()
         output.document({"error": {"code": api_code, "message": message, "hint": hint}})
-    output.note(f"segmap {name}: {message}")
+    output.note(f"segmap {name}: {message}" if name else f"segmap: {message}")
     if hint:
         output.note(f"hint: {hint}")
     return int(code)
@@ -108,7 +116,11 @@ def report_failure(error: Exception, name: str, output: Output) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser(words).parse_args(words)
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - closed for us: as good as ended
+    try:
+        args = build_parser(words).parse_args(words)
+    except UsageError as error:
+        return report_failure(error, error.program.partition(" ")[2], Output(as_json="--json" in words))
     command: Command = args.command
     output = Output(as_json=args.json)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cli.client import TOKEN_VARIABLE
 from cli.command import Command, CommandError, Context, argument
@@ -52,11 +53,24 @@ def list_all(context: Context) -> int:
     return ExitCode.DONE
 
 
+def detail_text(detail: dict[str, Any]) -> str:
+    """What was asked, as far as it was said, and how it ended if not well."""
+    arguments = detail.get("arguments", {})
+    rest = {key: value for key, value in detail.items() if key not in ("arguments", "request_id")}
+    said = {**arguments, **({} if rest.get("outcome") == "done" else rest)}
+    words = [
+        f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in said.items()
+        if value not in ("", 0, False, [], None)
+    ]
+    return " ".join(words)
+
+
 def audit(context: Context) -> int:
     answer = context.client.call("audit.list", after=context.args.after, limit=context.args.limit)
     context.output.document(answer)
     rows = [
-        [entry["number"], entry["time"], entry["actor"], entry["action"], str(entry["detail"])]
+        [entry["number"], entry["time"], entry["actor"], entry["action"], detail_text(entry["detail"])]
         for entry in answer["entries"]
     ]
     context.output.table(["number", "time", "who", "what", "detail"], rows)

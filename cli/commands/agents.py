@@ -33,7 +33,8 @@ def show(context: Context) -> int:
     fields = [("name", answer["name"]), ("number", answer["number"]), ("roles", answer["roles"])]
     fields += [("state", answer["state"]), ("detail", answer.get("detail")), ("software", answer.get("software"))]
     fields += [("incarnation", answer["incarnation"]), ("epoch", answer["epoch"])]
-    fields += [("lease", f"{answer['lease']} ({answer['lease_remaining_s'] or 0:.1f} s left)")]
+    left = answer["lease_remaining_s"]
+    fields += [("lease", f"{answer['lease']} ({left:.1f} s left)" if left else answer["lease"])]
     output.fields(fields)
     if answer["tables"]:
         output.table(

@@ -9,7 +9,7 @@ import sys
 
 from cli.command import Command, CommandError, Context, argument
 from cli.commands.vdisks import size_argument
-from cli.copying.endpoint import Destination, Source, open_destination, open_source
+from cli.copying.endpoint import Destination, Source, check_apart, open_destination, open_source
 from cli.copying.progress import ProgressBar
 from cli.copying.pump import CopyFailedError, Pump, Range, Result
 from cli.exit_codes import ExitCode
@@ -38,6 +38,7 @@ def _run(context: Context, what: Range) -> int:
 
 async def _copy(context: Context, what: Range) -> int:
     args = context.args
+    check_apart(args.source, args.destination, what.source_offset, what.destination_offset, what.length)
     source = await open_source(args.source)
     try:
         destination = await open_destination(args.destination)
@@ -109,6 +110,9 @@ def _tell(context: Context, result: Result, verified: Result | None) -> int:
 def parked(context: Context) -> int:
     answer = context.client.call("io.parked", agent=context.args.agent)
     context.output.document(answer)
+    if not answer["parked"]:
+        context.output.line("nothing is parked")
+        return ExitCode.DONE
     columns = ("agent", "vdisk", "segment", "count", "operation", "kind", "state", "since_s", "why")
     context.output.table(
         ["agent", "vdisk", "segment", "I/Os", "operation", "fault", "state", "seconds", "waits for"],

@@ -85,7 +85,7 @@ def explain(context: Context) -> int:
     return 0
 
 
-HOLDS = {"no": "does not hold it", "current": "may hold it", "unknown": "unknown: presumed to hold it"}
+HOLDS = {"no": "does not hold it", "current": "may hold it", "unknown": "may hold it, or an older one"}
 
 COMMANDS = (
     Command(

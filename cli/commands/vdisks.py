@@ -121,10 +121,13 @@ def present(context: Context) -> int:
 
 
 def withdraw(context: Context) -> int:
-    answer = context.client.call("vdisk.withdraw", name=context.args.name, agents=context.args.agent)
+    name = context.args.name
+    before = {item["agent"] for item in context.client.call("vdisk.show", name=name)["presentations"]}
+    answer = context.client.call("vdisk.withdraw", name=name, agents=context.args.agent)
     context.output.document(answer)
-    left = ", ".join(item["agent"] for item in answer["presentations"]) or "nobody"
-    context.output.line(f"withdrawn; still presented at: {left}")
+    left = {item["agent"] for item in answer["presentations"]}
+    gone = ", ".join(sorted(before - left)) or "nowhere: it was not presented there"
+    context.output.line(f"withdrawn from {gone}; still presented at: {', '.join(sorted(left)) or 'none'}")
     return 0
 
 

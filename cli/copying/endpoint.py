@@ -223,6 +223,29 @@ def is_nvme(text: str) -> bool:
     return text.startswith("nvme-tcp:")
 
 
+def check_apart(source: str, destination: str, source_offset: int, destination_offset: int, length: int | None) -> None:
+    """Refuses a copy that could read what it has written itself."""
+    if "-" in (source, destination) or not is_same(source, destination):
+        return
+    if length is None or abs(source_offset - destination_offset) < length:
+        text = f"{source} and {destination} are the same: what is written would be read again"
+        raise EndpointError(text, ExitCode.USAGE, "--length and the offsets can keep the ranges apart")
+
+
+def is_same(one: str, other: str) -> bool:
+    if is_nvme(one) or is_nvme(other):
+        return one == other
+    return Path(one).exists() and Path(other).exists() and os.path.samefile(one, other)
+
+
+def file_path(text: str) -> Path:
+    """A file's path; what looks like another kind of address is none."""
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", text)
+    if scheme:
+        raise EndpointError(f"{text!r}: only nvme-tcp:// is known, not {scheme[1]}://", ExitCode.USAGE)
+    return Path(text)
+
+
 async def open_source(text: str) -> Source:
     """The source that ``text`` names."""
     if text == "-":
@@ -231,7 +254,7 @@ async def open_source(text: str) -> Source:
         from cli.copying.nvme import NvmeEndpoint
 
         return await NvmeEndpoint.open(NvmeAddress.parse(text), writable=False)
-    return FileEndpoint(Path(text), writable=False)
+    return FileEndpoint(file_path(text), writable=False)
 
 
 async def open_destination(text: str) -> Destination:
@@ -244,4 +267,4 @@ async def open_destination(text: str) -> Destination:
         from cli.copying.nvme import NvmeEndpoint
 
         return await NvmeEndpoint.open(NvmeAddress.parse(text), writable=True)
-    return FileEndpoint(Path(text), writable=True)
+    return FileEndpoint(file_path(text), writable=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Final
 
 from cli.copying.endpoint import Chunk, Destination, EndpointError, NvmeAddress, Source
 from cli.exit_codes import ExitCode
@@ -19,6 +20,10 @@ from fabric.nvme_tcp import spec
 IO_QUEUES = 2
 QUEUE_DEPTH = 64
 IO_TIMEOUT_S = 60.0
+HINTS: Final = {
+    spec.Status.CONNECT_INVALID_PARAMETERS: "there is no such subsystem; `segmap vdisk show` tells where a vdisk is",
+    spec.Status.CONNECT_INVALID_HOST: "not let in: `segmap vdisk present --host NQN` does that; or give &hostnqn=NQN",
+}
 
 
 def own_hostnqn() -> str:
@@ -52,7 +57,7 @@ class NvmeEndpoint(Source, Destination):
                 io_timeout=IO_TIMEOUT_S,
             )
         except (NvmeHostError, OSError, TimeoutError) as error:
-            raise EndpointError(f"NVMe/TCP at {where}: {error}", ExitCode.UNREACHABLE) from None
+            raise _unreachable(where, error) from None
         try:
             return cls(host, address).checked(writable)
         except (EndpointError, KeyError) as error:
@@ -120,3 +125,13 @@ class NvmeEndpoint(Source, Destination):
     def _failed(self, what: str, offset: int, error: NvmeStatusError) -> EndpointError:
         full = (error.status & ~spec.DNR) == spec.Status.CAPACITY_EXCEEDED
         return EndpointError(f"{what} at byte {offset}: {error}", ExitCode.NO_SPACE if full else ExitCode.FAILED)
+
+
+def _unreachable(where: str, error: Exception) -> EndpointError:
+    """What went wrong, once, and what to do."""
+    text = str(error).removeprefix(f"{where}: ")
+    status = error.status & spec.STATUS_MASK if isinstance(error, NvmeHostError) else 0
+    if not status:
+        return EndpointError(f"{where}: {text}", ExitCode.UNREACHABLE, "is the vdisk presented there?")
+    known = next((hint for code, hint in HINTS.items() if code == status), "")
+    return EndpointError(f"{where}: {text}", ExitCode.UNREACHABLE, known)

@@ -405,7 +405,7 @@ class Admission:
             container = self._cluster.containers.get(message.slot)
             text += f" {container.name if container else message.slot}"
         severity = "warning" if message.kind == EventKind.CONTAINER_LOST else "info"
-        self._cluster.log.add(now_ns, severity, "agent", f"{text} {message.detail}".strip())
+        self._cluster.log.add(now_ns, severity, "agent", f"{text}: {message.detail}" if message.detail else text)
         if message.kind == EventKind.TARGET_RESTARTED:
             self._cluster.bringup.exporter_returned(agent, now_ns)
 

@@ -74,6 +74,7 @@ class Faults:
         self._changes = cluster.changes
         self._again: list[Waiting] = []
         self._short: list[Waiting] = []
+        self._starved: set[str] = set()
         self._deadlines: dict[tuple[int, int], int] = {}
         """Of the faults that wait no longer, while `drain` decides them: when a shortage fails them."""
         self.draining = False
@@ -321,8 +322,9 @@ class Faults:
         if deadline_ns <= now_ns and cluster.frozen and fault[5] in (WRITE, EXCLUSIVE):
             deadline_ns = now_ns + cluster.timing.space_deadline_ns
         if deadline_ns <= now_ns:
-            self._give_up(table, fault)
+            self._give_up(table, fault, now_ns)
             return
+        self._starved.add(table.vdisk.name)
         if not self._short:
             cluster.timers.at(deadline_ns, self._expire)
         self._wait(self._short, table, fault, deadline_ns)
@@ -342,7 +344,12 @@ class Faults:
             return f"writes to vdisk {name} wait for segments to be zeroed"
         return f"writes to vdisk {name} wait: its containers are full; add a container"
 
-    def _give_up(self, table: AgentTable, fault: Fault) -> None:
+    def _give_up(self, table: AgentTable, fault: Fault, now_ns: int) -> None:
+        name = table.vdisk.name
+        self._starved.add(name)
+        if not any(item.table.vdisk is table.vdisk for item in self._short):
+            text = f"writes to vdisk {name} have failed, and will: they found no space in time"
+            self._cluster.log.alarm(now_ns, "space", name, text)
         writes = fault[5] in (WRITE, EXCLUSIVE) or (fault[5] == RECLAIM and self._cluster.store_full)
         self.fail(table, fault, Status.NO_SPACE if writes else Status.NO_CONTAINER)
 
@@ -356,10 +363,9 @@ class Faults:
 
     def space_found(self, now_ns: int) -> None:
         """Segments were zeroed, freed or added: those who wait try again."""
-        if not self._short:
-            return
         waiting, self._short = self._short, []
-        for name in sorted({item.table.vdisk.name for item in waiting}):
+        starved, self._starved = self._starved, set()
+        for name in sorted(starved):
             self._cluster.log.clear(now_ns, "space", name, f"writes to vdisk {name} go on")
         self.resume(waiting)
 

@@ -22,6 +22,7 @@ from controller.core.refusals import Refusal
 from controller.core.reports import STATE_NAMES, Reports
 from controller.core.truth import Container, VDisk
 from controller.core.volumes import Volumes
+from fabric.nvme_tcp.nqn import NQN_BYTES_MAX, nqn_is_valid
 from mapping.entry import State, has_location, segment_of, slot_of, state_of
 from mapping.rules import FaultKind, Operation
 from mapping.status import Status
@@ -30,7 +31,6 @@ Done = Callable[[dict[str, Any]], None]
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 HOSTS_MAX: Final = 256
-NQN_MAX: Final = 223
 WAIT_S: Final = 30
 
 
@@ -438,8 +438,12 @@ class Operations:
         hosts = args["hosts"]
         if not args["agents"]:
             raise Refusal("bad_argument", "agents names at least one agent")
-        if len(hosts) > HOSTS_MAX or any(not host or len(host) > NQN_MAX or "\n" in host for host in hosts):
-            raise Refusal("bad_argument", f"hosts are at most {HOSTS_MAX} NQNs of 1..{NQN_MAX} characters")
+        if len(hosts) > HOSTS_MAX:
+            raise Refusal("bad_argument", f"{len(hosts)} hosts, at most {HOSTS_MAX}")
+        for host in hosts:
+            if not nqn_is_valid(host) or "\n" in host:
+                text = f"{host[:NQN_BYTES_MAX]!r} is no NQN of a host"
+                raise Refusal("bad_argument", text, "nqn.2014-08.org.nvmexpress:uuid:UUID, or nqn.YYYY-MM.DOMAIN:NAME")
         agents = [self.agent(name) for name in dict.fromkeys(args["agents"])]
         self.accept(request)
         self._volumes.present(vdisk, agents, list(hosts), args["read_only"], args["any_host"], now_ns)

@@ -38,11 +38,11 @@ class Reports:
         """One container."""
         cluster = self._cluster
         states = segment_states(cluster.image, container) if container.ready else bytearray()
-        attached = [
+        attached = sorted(
             agent.name
             for agent in cluster.agents.values()
             if container.slot in agent.attachments and agent.attachments[container.slot].state is AttachState.ATTACHED
-        ]
+        )
         return {
             "name": container.name,
             "slot": container.slot,

@@ -63,7 +63,8 @@ async def _serve(args: argparse.Namespace) -> int:
             await target.listen_dataplane(args.dataplane_socket)
         await server.listen(args.rpc_socket)
     except OSError as error:
-        print(f"segmap target: {error}", file=sys.stderr)
+        where = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        print(f"segmap target: {where}", file=sys.stderr)
         await target.close()
         return 1
     _log.info("serving JSON-RPC at %s", args.rpc_socket)

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 from dataplane.embedded.bdev import Bdev, BdevError, BdevEvent, BdevLayer
 from dataplane.embedded.json_rpc import INTERNAL_ERROR, INVALID_PARAMS, RpcError
-from dataplane.embedded.nqn import is_agent, nqn_is_valid
+from dataplane.embedded.nqn import is_agent
 from dataplane.embedded.nvmf_backend import BdevBackend
 from dataplane.embedded.nvmf_server import NvmfServer
 from dataplane.embedded.nvmf_transport import TransportOptions
+from fabric.nvme_tcp.nqn import nqn_is_valid
 from fabric.nvme_tcp.spec import DISCOVERY_NQN
 from fabric.nvme_tcp.subsystem import Listener, Subsystem, TargetError
 from fabric.nvme_tcp.target import NvmeTarget

@@ -174,3 +174,29 @@ def test_wrong_urls_say_what_was_expected(text: str) -> None:
     with pytest.raises(CommandError, match="expected nvme-tcp://HOST:PORT/NQN") as caught:
         NvmeAddress.parse(text)
     assert caught.value.code == ExitCode.USAGE
+
+
+def test_a_copy_onto_itself_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, link = tmp_path / "f", tmp_path / "g"
+    path.write_bytes(b"0123456789" * 1000)
+    link.symlink_to(path)
+    for words in ([], ["--length", "100", "--to-offset", "99"]):
+        assert main(["io", "copy", str(path), str(link), "--quiet", *words]) == ExitCode.USAGE
+        assert "are the same" in capsys.readouterr().err
+    assert main(["io", "copy", str(path), str(link), "--quiet", "--length", "100", "--to-offset", "100"]) == 0
+    assert path.read_bytes()[:200] == b"0123456789" * 20
+
+
+def test_only_one_kind_of_address_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "f"
+    path.touch()
+    assert main(["io", "copy", str(path), "http://x/y"]) == ExitCode.USAGE
+    assert "only nvme-tcp:// is known, not http://" in capsys.readouterr().err
+
+
+def test_nobody_there_is_told_once_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(bytes(512))
+    assert main(["io", "copy", str(path), "nvme-tcp://127.0.0.1:1/nqn.2026-11.x:y?nsid=1"]) == ExitCode.UNREACHABLE
+    said = capsys.readouterr().err
+    assert said.count("127.0.0.1:1") == 1 and "hint: is the vdisk presented there?" in said

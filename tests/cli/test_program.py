@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cli.commands import COMMANDS, GROUPS
+from cli.commands.access import detail_text
 from cli.exit_codes import MEANING, ExitCode
 from cli.program import build_parser, main
 from controller.api.server import ApiServer
@@ -49,11 +52,25 @@ def test_every_command_has_help(command: object, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("words", [[], ["nothing"], ["vdisk"], ["vdisk", "create"], ["status", "--bogus"]])
 def test_wrong_usage_is_one_line_and_a_hint(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == ExitCode.USAGE
+    assert main(words) == ExitCode.USAGE
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and lines[1].startswith("hint: ")
+    assert len(lines) == 2 and lines[1].startswith("hint: `segmap")
+    assert main([*words, "--json"]) == ExitCode.USAGE
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], error["hint"]) == ("usage", lines[1].removeprefix("hint: "))
+
+
+def test_output_that_is_closed_is_no_defect() -> None:
+    answer = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m cli version >&-"], capture_output=True, text=True, check=False
+    )
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_an_audit_entry_says_what_was_asked() -> None:
+    detail = {"arguments": {"name": "w", "agents": ["a", "b"], "hosts": [], "any_host": True, "size_bytes": 0}}
+    assert detail_text({**detail, "request_id": "1", "outcome": "done"}) == "name=w agents=a,b any_host=True"
+    assert detail_text({**detail, "outcome": "busy"}) == "name=w agents=a,b any_host=True outcome=busy"
 
 
 def test_errors_of_the_controller_become_exit_codes(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

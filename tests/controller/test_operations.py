@@ -213,9 +213,22 @@ def test_presenting_again_changes_nothing_and_other_hosts_replace() -> None:
     (agent,) = rig.disk_at("a")
     rig.ask("vdisk.present", name="v", agents=["a"], any_host=True)
     assert len(agent.ordered(m.Present)) == 1
-    rig.ask("vdisk.present", name="v", agents=["a"], hosts=["nqn.host"])
-    assert [command.hosts for command in agent.ordered(m.Present)] == ["", "nqn.host"]
+    host = "nqn.2026-11.example:host"
+    rig.ask("vdisk.present", name="v", agents=["a"], hosts=[host])
+    assert [command.hosts for command in agent.ordered(m.Present)] == ["", host]
     assert len(agent.ordered(m.Withdraw)) == 1
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "x", "nqn.host", "nqn.2014-08.org.nvmexpress:uuid:x", "nqn.2026-11.a:b\nc", "nqn.2026-11.a:" + "x" * 300],
+)
+def test_what_is_no_hosts_nqn_is_refused_before_an_agent_hears_of_it(host: str) -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    refused = rig.ask("vdisk.present", name="v", agents=["a"], hosts=[host])
+    assert (refused.code, "no NQN" in refused.text) == ("bad_argument", True)
+    assert len(agent.ordered(m.Present)) == 1
 
 
 def test_presenting_at_an_absent_agent_is_pending_until_it_comes() -> None:

@@ -157,3 +157,20 @@ def test_a_store_that_stays_full_is_no_space_for_the_host() -> None:
     agent.fault(3, FaultKind.RECLAIM, mapped, operation=Operation.UNMAP, length=2048)
     rig.advance(20.1)
     assert [answer[4] for answer in agent.answers[-1][1].answers] == [Status.NO_SPACE, Status.NO_SPACE]
+
+
+def test_the_alarm_of_a_shortage_says_what_is_so_and_ends_with_it() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a", segments=2, size=64)
+
+    def alarms() -> list[str]:
+        return [alarm["text"] for alarm in rig.ask("cluster.status")["alarms"]]
+
+    agent.fault(0)
+    agent.fault(1)
+    assert alarms() == ["writes to vdisk v wait: its containers are full; add a container"]
+    rig.advance(21)
+    assert alarms() == ["writes to vdisk v have failed, and will: they found no space in time"]
+    rig.announce(rig.agents["store"], {"disk": 2, "more": 64})
+    assert rig.ask("container.add", name="m", agent="store", export="more", contents="zeroed")["state"] == "ready"
+    assert alarms() == [], "nobody waits, but somebody could write"

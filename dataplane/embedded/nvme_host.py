@@ -36,6 +36,7 @@ from fabric.nvme_tcp.host_controller import (
 from fabric.nvme_tcp.identify import DiscoveryEntry
 from fabric.nvme_tcp.initiator import InitiatorQueue, QueueFullError
 from fabric.nvme_tcp.spec import DSM_DEALLOCATE, Opcode, Status
+from transport import tcp
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -88,7 +89,7 @@ class QueueProtocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
         sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp.configure(sock)
         self._fd = sock.fileno()
         self._session.opened(self._queue.qid, self)
         self._queue.start()

@@ -143,6 +143,7 @@ class Faulter(Agent):
         self._run: Run | None = None
         self._wanted = 0
         self._sent_at = 0.0
+        self._stamps = Header()
         self._done: Callable[[], None] = lambda: None
         self.failures = 0
         self.grants = 0
@@ -151,6 +152,7 @@ class Faulter(Agent):
         """Keep `depth` outstanding until `faults` are answered."""
         finished = asyncio.get_running_loop().create_future()
         self._run = run = Run(latencies=[] if depth == 1 else None)
+        self._stamps = self.header()
         self._wanted = faults
         self._done = lambda: None if finished.done() else finished.set_result(None)
         run.began = perf_counter()
@@ -163,25 +165,26 @@ class Faulter(Agent):
     def _send(self, count: int) -> None:
         base, mask, table = self.next_fault, self._mask, self.table
         self.next_fault += count
-        self._sent_at = perf_counter()
+        if self._run is not None and self._run.latencies is not None:
+            self._sent_at = perf_counter()
         faults = [
             (n + 1, table, n * STRIDE & mask, ZERO_ENTRY, WRITE_OPERATION, WRITE, 2, 0, 8)
             for n in range(base, base + count)
         ]
-        self.session.send(m.MapFault(faults), self.header())  # type: ignore[arg-type]
+        self.session.send(m.MapFault(faults), self._stamps)  # type: ignore[arg-type]
 
     def noticed(self, header: Header, message: m.Message) -> None:
         run = self._run
-        self.grants += isinstance(message, m.LeaseGrant)
         if not isinstance(message, m.FaultAnswer) or run is None:
+            self.grants += isinstance(message, m.LeaseGrant)
             return
-        answers = list(plain(message.answers))
-        self.failures += sum(answer[3] != REPLACE for answer in answers)
-        run.answered += len(answers)
+        count = len(message.answers)
+        self.failures += count - [action for _, _, _, action, _ in plain(message.answers)].count(REPLACE)
+        run.answered += count
         if run.latencies is not None:
             run.latencies.append(perf_counter() - self._sent_at)
         if run.answered < self._wanted:
-            self._send(len(answers))
+            self._send(count)
         else:
             run.ended = perf_counter()
             self._done()

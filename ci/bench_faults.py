@@ -1,7 +1,12 @@
 """Benchmark of durable write faults: agent session, TLS, controller core, SQLite store, and back.
 
-The controller runs in a process of its own; the load generator in this one, and its ceiling is measured in the same run
-against a far end that answers from nothing. The flush cost of the same disk is measured, too.
+The controller runs in a process of its own, kept on one core; the load generator in this one, and its ceiling is
+measured in the same run against a far end that answers from nothing. The flush cost of the same disk is measured, too.
+
+One fault at a time is a matter of waking and waiting: `floor_per_s_depth_1` is what this machine could do, in the same
+run, if TLS, decisions and SQL cost nothing. It is 1 / (tcp + thread + sync): a bare TCP round trip between the two
+processes, a bare round trip between the loop's and the store's thread, and an fdatasync that overwrites a log
+(`ci/fault_floor.py`). `share_of_floor_depth_1` is how much of it the controller reaches.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from typing import Any
 
 import uvloop
 
+from ci.fault_floor import Costs, Floor, keep_on_one_core
 from ci.fault_load import CONTAINER_SEGMENTS, Agent, Faulter, null_controller
 from controller.config import ControllerConfig
 from controller.shell import ControllerShell
@@ -71,6 +77,7 @@ async def _null(directory: Path, pipe: Pipe) -> None:
 
 def _serve(directory: Path, pipe: Pipe, null: bool) -> None:
     """The far end's process."""
+    keep_on_one_core()
     logging.disable(logging.CRITICAL)
     work = _null if null else _controller
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -117,31 +124,44 @@ async def _provision(far: FarEnd, store: Agent, mapper: Faulter) -> None:
     mapper.table = vdisk["number"] << 32 | mapper.number
 
 
-async def _measure(mapper: Faulter, results: dict[str, float], prefix: str) -> None:
-    """Alternating runs of all depths; medians."""
+async def _measure(mapper: Faulter, floor: Floor | None, results: dict[str, float]) -> None:
+    """Alternating runs of the floor and all depths; medians."""
     rates: dict[int, list[float]] = {depth: [] for depth in FAULTS}
     latencies: list[float] = []
+    floors: list[Costs] = []
     for _ in range(RUNS):
+        if floor is not None:
+            floors.append(floor.measure())
         for depth, faults in FAULTS.items():
             run = await mapper.run(depth, faults)
             rates[depth].append(run.rate)
             latencies += run.latencies or []
     for depth, found in rates.items():
-        results[f"{prefix}_per_s_depth_{depth}"] = median(found)
-    if prefix == "faults":
+        results[f"{'faults' if floors else 'ceiling'}_per_s_depth_{depth}"] = median(found)
+    if floors:
         results["p50_ms"] = median(latencies) * 1e3
         results["p99_ms"] = quantiles(latencies, n=100)[98] * 1e3
+        _show_floor(Costs(*map(median, zip(*floors, strict=True))), results)
 
 
-async def _load(directory: Path, null: bool, results: dict[str, float]) -> None:
+def _show_floor(costs: Costs, results: dict[str, float]) -> None:
+    for name, cost in costs._asdict().items():
+        results[f"floor_{name}_us"] = cost * 1e6
+    results["floor_per_s_depth_1"] = costs.rate
+    results["share_of_floor_depth_1"] = results["faults_per_s_depth_1"] / costs.rate
+
+
+async def _load(directory: Path, floor: Floor | None, results: dict[str, float]) -> None:
+    """With a floor to compare with: the controller. Without: the generator's ceiling."""
     loop = asyncio.get_running_loop()
+    null = floor is None
     far = await loop.run_in_executor(None, FarEnd, directory, null)
     try:
         store, mapper = await _connected(directory, far)
         if not null:
             await _provision(far, store, mapper)
         await mapper.run(16, 2_000)
-        await _measure(mapper, results, "ceiling" if null else "faults")
+        await _measure(mapper, floor, results)
         assert not mapper.failures, "faults were refused"
         store.connection.abort()
         mapper.connection.abort()
@@ -169,8 +189,12 @@ def run() -> dict[str, float]:
         _certificates(directory / "pki")
         results["fdatasync_ms"] = _sync_ms(directory)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_load(directory, False, results))
-            runner.run(_load(directory, True, results))
+            floor = Floor(directory)
+            try:
+                runner.run(_load(directory, floor, results))
+            finally:
+                floor.stop()
+            runner.run(_load(directory, None, results))
     results["p50_minus_3_syncs_ms"] = results["p50_ms"] - 3 * results["fdatasync_ms"]
     return results
 

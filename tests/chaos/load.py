@@ -25,6 +25,8 @@ GIVE_UP: Final = 0.15
 SETTLE_S: Final = 0.1
 STUCK_S: Final = 90.0
 SMALL: Final = 16
+TOLD_S: Final = 0.5
+ATTEMPTS_KEPT: Final = 40
 NEVER_BEGUN: Final = frozenset({spec.Status.NAMESPACE_NOT_READY})
 """It was parked or queued for too long: it has not been executed and will not be."""
 UNSETTLED: Final = frozenset({spec.Status.HOST_PATH_ERROR, spec.Status.WRITE_FAULT, spec.Status.INTERNAL_PATH_ERROR})
@@ -81,6 +83,7 @@ class Counts:
     refused: int = 0
     longest_s: float = 0.0
     longest: str = ""
+    longest_attempts: list[str] = field(default_factory=list)
     blocks_checked: int = 0
 
     def document(self) -> dict[str, Any]:
@@ -110,9 +113,13 @@ class Load:
                     for host in disk.paths:
                         for number in range(self._workers):
                             chance = random.Random(f"{self._seed} {disk.name} {host} {number}")
-                            group.create_task(_Worker(self, disk, host, chance).run())
+                            group.create_task(self.worker(disk, host, chance).run())
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
+
+    def worker(self, disk: Disk, host: int, chance: random.Random) -> _Worker:
+        """Does I/O by one host on one disk."""
+        return _Worker(self, disk, host, chance)
 
     def stop(self) -> None:
         self._going = False
@@ -147,18 +154,17 @@ class Load:
 
     async def insist(self, name: str, path: Callable[[], Path], io: Callable[[Path], Awaitable[None]]) -> None:
         """Do it on one path after the other until it succeeds."""
-        began = self.now()
+        began, attempts = self.now(), list[str]()
         while True:
-            chosen = path()
+            chosen, at = path(), self.now()
             try:
                 await io(chosen)
                 break
             except NvmeStatusError as error:
-                self.counts.retries += 1
-                self.counts.statuses[spec.status_text(error.status)] += 1
+                self.failed(attempts, chosen, at, error)
             self.stuck(name, began, chosen)
             await pause(RETRY_S)
-        self.took(name, self.now() - began)
+        self.took(name, began, attempts)
 
     def stuck(self, name: str, began: float, path: Path) -> None:
         """Raise Violation if it should have got through by now."""
@@ -166,18 +172,30 @@ class Load:
         if now - max(began, self._weather.fair_from()) > STUCK_S:
             raise Violation(f"{name} has not got through for {now - began:.1f} s, on {path} at last")
 
-    def took(self, name: str, seconds: float) -> None:
+    def failed(self, attempts: list[str], path: Path, began: float, error: NvmeStatusError) -> None:
+        """An attempt has ended without success."""
+        text = spec.status_text(error.status)
+        self.counts.retries += 1
+        self.counts.statuses[text] += 1
+        if self.now() - began > TOLD_S:
+            attempts.append(f"{began:.1f} to {self.now():.1f} s {path}: {text}")
+
+    def took(self, name: str, began: float, attempts: list[str]) -> None:
+        """It has succeeded."""
+        seconds = self.now() - began
         if seconds > self.counts.longest_s:
-            self.counts.longest_s, self.counts.longest = seconds, name
+            self.counts.longest_s, self.counts.longest = seconds, f"{name}, begun at {began:.1f} s"
+            self.counts.longest_attempts = attempts[:ATTEMPTS_KEPT]
 
     async def check_all(self) -> None:
         """Every block that was ever used, by every path. Raises Violation."""
         for disk in self.disks:
             for paths in disk.paths.values():
                 for path in paths:
-                    await self._check_disk(disk, path)
+                    await self.check_disk(disk, path)
 
-    async def _check_disk(self, disk: Disk, path: Path) -> None:
+    async def check_disk(self, disk: Disk, path: Path) -> None:
+        """Every block, by this path. Raises Violation."""
         step = 2 * MIB // BLOCK
         for start in range(0, disk.blocks, step):
             count = min(step, disk.blocks - start)
@@ -215,18 +233,22 @@ class _Worker:
         self._paths = disk.paths[host]
 
     async def run(self) -> None:
-        load, chance = self._load, self._chance
-        while load.going:
-            await pause(chance.uniform(0, 2 * load.pause_s))
-            kind = chance.random()
-            if kind < 0.45:
-                await self._read(*self._range())
-            elif kind < 0.88:
-                await self._write(*self._range())
-            elif kind < 0.92:
-                await self._flush()
-            else:
-                await self._zero(chance.random() < 0.5)
+        while self._load.going:
+            await self.step()
+
+    async def step(self) -> None:
+        """One I/O, after a pause."""
+        chance = self._chance
+        await pause(chance.uniform(0, 2 * self._load.pause_s))
+        kind = chance.random()
+        if kind < 0.45:
+            await self._read(*self._range())
+        elif kind < 0.88:
+            await self._write(*self._range())
+        elif kind < 0.92:
+            await self._flush()
+        else:
+            await self._zero(chance.random() < 0.5)
 
     def _path(self) -> Path:
         return self._chance.choice(self._paths)
@@ -314,17 +336,16 @@ class _Worker:
         promises: bool,
     ) -> None:
         load, count = self._load, len(blocks)
-        began, attempts, tries, clean = load.now(), list[Attempt](), 0, 0
+        began, attempts, tries, clean, told = load.now(), list[Attempt](), 0, 0, list[str]()
         name = f"a {kind} of {count} at {start} of {self._disk.name}"
         self._note(blocks, numbers, f"{kind} of {count} at {start} begins")
         while True:
-            path, tries = self._path(), tries + 1
+            path, tries, at = self._path(), tries + 1, load.now()
             try:
                 await io(path)
             except NvmeStatusError as error:
                 code = error.status & spec.STATUS_MASK
-                load.counts.retries += 1
-                load.counts.statuses[spec.status_text(error.status)] += 1
+                load.failed(told, path, at, error)
                 self._note(blocks, numbers, f"{kind} ends by {path}: {spec.status_text(error.status)}")
                 if code in UNSETTLED:
                     attempts.append(Attempt(path, load.now()))
@@ -337,7 +358,7 @@ class _Worker:
                 return
             load.stuck(name, began, path)
             await pause(RETRY_S)
-        load.took(name, load.now() - began)
+        load.took(name, began, told)
         self._note(blocks, numbers, f"{kind} acknowledged by {path}")
         for block, number in zip(blocks, numbers, strict=True):
             if promises:

@@ -22,8 +22,10 @@ def rows(report: Report) -> list[tuple[str, str]]:
         ("retries", f"{load['retries']}; {load['given_up']} given up, {load['refused']} of them surely not done"),
         ("ends that were not good", _counted(load["statuses"])),
         ("longest pause of an I/O", f"{load['longest_s']:.1f} s: {load['longest']}"),
+        ("its longer attempts", "; ".join(load["longest_attempts"])),
         ("faults done", f"{sum(faults['kinds'].values())}: " + _counted(faults["kinds"])),
         ("by victim", _counted(faults["victims"])),
+        ("disks that came and went", _counted(report["tenants"])),
         ("map faults answered", str(report["map_faults_answered"])),
         ("violations", str(len(report["violations"]))),
     ]

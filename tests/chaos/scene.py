@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ from tests.chaos.load import Disk, Load, Violation
 from tests.chaos.load import Path as HostPath
 from tests.chaos.machines import HOSTS, Machines, SmallDisk
 from tests.chaos.schedule import Fault, Sight, plan
+from tests.chaos.tenants import Tenant
 from tests.chaos.weather import Weather
 from tests.chaos.wires import Wires
 from tests.cluster.cluster import LEASE_S, MIB, Cluster, pause
@@ -35,6 +37,7 @@ CONTAINER_BYTES: Final = 48 * MIB
 STORE_DISK_BYTES: Final = 96 * MIB
 CONTAINER_DISK_BYTES: Final = 2 * CONTAINER_BYTES + 24 * MIB
 WORKERS: Final = 4
+TENANTS: Final = 2
 PAUSE_S: Final = 0.04
 CONVERGED_S: Final = 90.0
 TIMES: Final[dict[str, Any]] = {"park_limit_s": 6.0, "space_deadline_s": 4.0, "io_deadline_s": 5.0}
@@ -56,6 +59,7 @@ class Scene:
         self._answered = 0
         self._answered_before = 0
         self._converged_s = 0.0
+        self._tenants: list[Tenant] = []
         self._load: Load
         self._breaker: Breaker
 
@@ -139,8 +143,9 @@ class Scene:
         weather = Weather(self.clock, frozenset(EXPORTERS))
         self._load = load = Load(self.seed, disks, weather, WORKERS, PAUSE_S)
         self._breaker = Breaker(cluster, network, self._disks, weather, self.story)
+        self._tenants = [Tenant(number, self.seed, cluster, load, weather, HOST) for number in range(1, TENANTS + 1)]
         watching = asyncio.create_task(self._count_faults(cluster))
-        doing = asyncio.create_task(load.run())
+        doing = asyncio.create_task(self._work(load))
         breaking = asyncio.create_task(self._break(faults))
         try:
             await asyncio.wait({doing, breaking}, return_when=asyncio.FIRST_EXCEPTION)
@@ -152,6 +157,15 @@ class Scene:
             for task in (watching, doing, breaking):
                 task.cancel()
             await asyncio.gather(watching, doing, breaking, return_exceptions=True)
+
+    async def _work(self, load: Load) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(load.run())
+                for tenant in self._tenants:
+                    group.create_task(tenant.run(MAPPERS))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
 
     async def _break(self, faults: list[Fault]) -> None:
         await self._breaker.run(faults)
@@ -246,6 +260,7 @@ class Scene:
                 "kinds": dict(breaker.kinds) if breaker else {},
                 "victims": dict(breaker.victims) if breaker else {},
             },
+            "tenants": dict(sum((tenant.done for tenant in self._tenants), Counter[str]())),
             "map_faults_answered": self._answered_before + self._answered,
             "violations": self.violations,
         }

@@ -88,7 +88,8 @@ class _Planner:
         self._sight = sight
         self._faults: list[Fault] = []
         self._held: dict[str, float] = {}
-        self._kinds = self._possible()
+        self._kinds: list[tuple[Kind, float]] = []
+        self._pace = 1.0
 
     def _possible(self) -> list[tuple[Kind, float]]:
         sight = self._sight
@@ -102,20 +103,27 @@ class _Planner:
         ]
 
     def plan(self) -> list[Fault]:
-        chance, now = self._chance, chance_begin(self._chance)
-        storm_end = now + chance.uniform(*STORM_S)
+        chance, now = self._chance, self._chance.uniform(0.5, 1.5)
+        storm_end = self._storm(now)
         while now < self._seconds:
             if now > storm_end:
                 now = max([now, *self._held.values()]) + CALM_S
-                storm_end = now + chance.uniform(*STORM_S)
+                storm_end = self._storm(now)
                 continue
             held = [end for end in self._held.values() if end > now]
             if len(held) >= AT_ONCE_MAX:
                 now = min(held) + 0.01
                 continue
             self._add(now)
-            now += chance.uniform(*GAP_S)
+            now += chance.uniform(*GAP_S) * self._pace
         return self._faults
+
+    def _storm(self, now: float) -> float:
+        """Each storm has a character of its own: how fast it blows, and what of; its end."""
+        chance = self._chance
+        self._pace = chance.choice((0.25, 1.0, 1.0))
+        self._kinds = [(kind, weight * chance.choice((0.05, 1.0, 1.0, 4.0))) for kind, weight in self._possible()]
+        return now + chance.uniform(*STORM_S)
 
     def _add(self, now: float) -> None:
         chance = self._chance
@@ -152,8 +160,3 @@ class _Planner:
         if kind is Kind.STOP:
             return chance.uniform(1.1 * lease, 3 * lease)
         return chance.uniform(0.3, 3 * lease)
-
-
-def chance_begin(chance: random.Random) -> float:
-    """When the first fault comes."""
-    return chance.uniform(0.5, 1.5)

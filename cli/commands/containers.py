@@ -42,6 +42,7 @@ def show_one(context: Context, container: dict[str, Any]) -> int:
             ("volatile cache", container["volatile_cache"]),
             ("attached at", container["attached_at"]),
             ("not fenced there", container["not_fenced"]),
+            *(("quarantined", f"{row['segments']} segments: {row['why']}") for row in container["quarantine"]),
         ]
     )
     return 0

@@ -105,6 +105,8 @@ def check(context: Context) -> int:
     output.document(answer)
     tell_findings(output, answer)
     output.line("looked at " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in answer["counts"].items()))
+    for row in answer["quarantine"]:
+        output.line(f"quarantined: {row['segments']} segments of container {row['container']}: {row['why']}")
     if args.reconcile:
         output.line("allocation goes on" if not answer["frozen"] else f"allocation stays frozen: {answer['frozen']}")
     output.line("nothing wrong" if answer["good"] else "something is WRONG")

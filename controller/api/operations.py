@@ -171,7 +171,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/v1/containers/{name}",
         "One container.",
         (_name("a container's name"),),
-        "name, slot, uuid, state, exporter, export, segments by state, attached_at, not_fenced, …",
+        "name, slot, uuid, state, exporter, export, segments by state, attached_at, not_fenced, quarantine, …",
     ),
     Operation(
         "container.fail",
@@ -342,7 +342,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Audits store, memory and agents' tables while everything goes on; ask again with the run until it is done.",
         (Parameter("run", "number", "a run to ask about; 0: begin one, or join the one that is going on", 0),),
         "run, state (running, done), stage, progress, findings of {severity, kind, text}, findings_dropped, counts, "
-        "frozen, reconcile, lifted",
+        "quarantine of {container, segments, why}, frozen, reconcile, lifted",
     ),
     Operation(
         "cluster.reconcile",

@@ -14,6 +14,7 @@ from controller.core.check_agents import check_agents, check_labels, renew_label
 from controller.core.check_store import AllocatorCheck, StoreComparison, settled
 from controller.core.cluster import FROZEN_ADVICE, Cluster
 from controller.core.refusals import Refusal
+from controller.core.reports import quarantine
 from controller.store.audit import WARNING, Finding, Findings, ImageAudit, JobRun, Shape, runs_of_job
 from controller.store.image import MapImage
 from controller.store.interface import FROZEN_KEY, FROZEN_KIND, StoreState
@@ -38,6 +39,7 @@ class Check:
         self.progress = 0.0
         self.over = False
         self.incomplete = False
+        self.quarantine: list[dict[str, Any]] = []
         self.lifted = False
         self.frozen = ""
         self.now_ns = 0
@@ -62,6 +64,7 @@ class Check:
             "findings": [finding.row() for finding in self.findings.found],
             "findings_dropped": self.findings.dropped,
             "counts": dict(self.counts),
+            "quarantine": self.quarantine,
             "reconcile": self.reconcile,
             "lifted": self.lifted,
             "frozen": self.frozen,
@@ -136,6 +139,7 @@ class Checking:
     def _finish(self, check: Check, now_ns: int) -> None:
         check.over, check.stage, check.progress = True, "done", 1.0
         check.frozen = self._cluster.frozen
+        check.quarantine = quarantine(self._cluster)
         for finding in check.findings.found:
             self._cluster.log.add(now_ns, finding.severity.replace("error", "alarm"), "check", finding.text)
         errors = check.findings.errors + check.findings.dropped

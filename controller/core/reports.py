@@ -61,6 +61,7 @@ class Reports:
             "segments": {state.name.lower(): states.count(state) for state in SegmentState},
             "attached_at": attached,
             "not_fenced": self._not_fenced(container),
+            "quarantine": quarantine(cluster, container.slot),
         }
 
     def _not_fenced(self, container: Container) -> list[str]:
@@ -370,6 +371,17 @@ class Reports:
             "alarms": [self.event(event, now_ns) for event in cluster.log.alarms.values()],
             "store": {"seq": cluster.sequence},
         }
+
+
+def quarantine(cluster: Cluster, slot: int | None = None) -> list[Row]:
+    """What of a container (or of all) is not to be touched, and until when."""
+    rows = []
+    for job, until in cluster.zeroing.quarantine():
+        payload: Any = job.payload
+        container = cluster.containers.get(payload["slot"])
+        if container is not None and slot in (None, container.slot):
+            rows.append({"container": container.name, "segments": job.total, "why": until})
+    return rows
 
 
 def _matching(chunk: array[int], offset: int, length: int, first: int, step: int) -> int:

@@ -220,6 +220,18 @@ class Zeroing:
             self._cluster.journal.job(kept)
             self._mark(payload["slot"], payload["runs"], SegmentState.QUARANTINED)
 
+    def quarantine(self) -> list[tuple[Job, str]]:
+        """Jobs whose segments nobody may touch, and until when."""
+        kept = []
+        for job in self._jobs.values():
+            agent = self._cluster.agents.get(_payload(job)["agent"])
+            who = f"incarnation {_payload(job)['incarnation']} of agent {agent.name if agent is not None else '?'}"
+            if job.state == QUARANTINED:
+                kept.append((job, f"zeroing has failed, and may still be under way until {who} is over"))
+            elif job.state == INTERRUPTED:
+                kept.append((job, f"nobody knows how far zeroing got until {who} does it again, or is over"))
+        return kept
+
     def held_by(self, agent: Agent, failed: bool = False) -> int:
         """How many segments the agent's incarnation may still be zeroing; `failed`: those which only a fence ends."""
         return sum(

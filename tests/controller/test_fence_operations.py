@@ -300,10 +300,15 @@ def test_zeroing_that_failed_is_ended_by_nothing_but_a_fence() -> None:
     agent.respond(m.Done(Status.IO_ERROR, "broken"), m.ZeroSegments)
     result = rig.ask("agent.drain", agent="a", wait_s=0)
     assert "only a fence ends it" in result["waiting_for"][0]
-    assert rig.ask("container.show", name="c")["segments"]["quarantined"] == 8
+    shown = rig.ask("container.show", name="c")
+    assert shown["segments"]["quarantined"] == shown["quarantine"][0]["segments"] == 8
+    assert f"incarnation {agent.incarnation} of agent a is over" in shown["quarantine"][0]["why"]
+    run = rig.ask("cluster.check")["run"]
     agent.auto = True
     rig.advance(30)
     assert fence_of(rig, "a")["state"] == "draining"
+    checked = rig.ask("cluster.check", run=run)
+    assert checked["state"] == "done" and checked["quarantine"] == shown["quarantine"]
     rig.ask("agent.fence", agent="a", wait_s=0)
     rig.advance(12)
     assert standing(rig, "a") is Standing.FENCED

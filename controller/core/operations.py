@@ -320,6 +320,9 @@ class Operations:
         _check_name(args["name"])
         if args["contents"] not in ("zeroed", "unknown"):
             raise Refusal("bad_argument", "contents is zeroed or unknown")
+        if args["force"] and args["contents"] == "zeroed":
+            text = "what is added over foreign data does not read as zeroes"
+            raise Refusal("bad_argument", text, "leave out --contents zeroed, or --force")
         exporter = self.agent(args["agent"])
         if self._container_added(request):
             return

@@ -138,7 +138,7 @@ def test_a_label_is_written_once_whoever_finishes_first() -> None:
     slow = rig.agent("a")
     slow.say(m.LeaseRenew(1))
     slow.auto = False
-    rig.ask("container.add", name="c", agent="store", export="disk", contents="zeroed", force=True)
+    rig.ask("container.add", name="c", agent="store", export="disk", contents="zeroed")
     assert slow.asked[-1][2].flags
     quick = rig.agent("b")
     quick.say(m.LeaseRenew(1))

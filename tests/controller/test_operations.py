@@ -141,6 +141,8 @@ def test_foreign_data_is_refused_and_forced(status: Status, expected: str) -> No
     assert code(rig.ask("container.add", name="c", agent="store", export="disk")) == expected
     assert rig.ask("container.list") == {"containers": []}
     agent.refusing.clear()
+    lie = rig.ask("container.add", name="c", agent="store", export="disk", force=True, contents="zeroed")
+    assert code(lie) == "bad_argument", "another tenant's data would be read"
     assert rig.ask("container.add", name="c", agent="store", export="disk", force=True)["state"] == "ready"
     assert [command.flags for command in agent.ordered(m.AttachContainer)] == [1, 3]
 

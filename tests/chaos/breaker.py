@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.config import AgentConfig
+from cli.client import UnreachableError
+from controller.api.errors import ApiError
 from spdk_rpc.call import Call
 from spdk_rpc.client import AsyncRpcClient
 from spdk_rpc.errors import RpcFailure
@@ -62,15 +64,13 @@ class Breaker:
         self._weather.begins(fault)
         try:
             undo = await asyncio.to_thread(self._do, fault)
-            if fault.kind in (Kind.SLOW, Kind.ERRORS):
-                await self._inject(fault, True)
+            await self._ask(fault, True)
             self.kinds[fault.kind.value] += 1
             self.victims[f"{fault.kind.value} {fault.victim}"] += 1
             self._story(f"begin {fault.number}: {fault}")
             await pause(max(0.0, fault.end_s - self._weather.now()))
             await asyncio.to_thread(undo)
-            if fault.kind in (Kind.SLOW, Kind.ERRORS):
-                await self._inject(fault, False)
+            await self._ask(fault, False)
             self._story(f"end   {fault.number}: {fault.kind.value} {fault.victim}")
         except ProcessLookupError:
             self._story(f"void  {fault.number}: {fault}: it was not running")
@@ -182,7 +182,29 @@ class Breaker:
 
         return undo
 
-    # --- containers --------------------------------------------------------------------------------------------------
+    # --- what somebody is asked to do --------------------------------------------------------------------------------
+
+    async def _ask(self, fault: Fault, on: bool) -> None:
+        """Faults that are done by the cluster itself."""
+        if fault.kind in (Kind.SLOW, Kind.ERRORS):
+            await self._inject(fault, on)
+        elif fault.kind is Kind.FENCE and on:
+            await self._operate("agent.fence", fault.victim, insist=False)
+        elif fault.kind is Kind.DRAIN:
+            await self._operate("agent.drain" if on else "agent.undrain", fault.victim, insist=not on)
+
+    async def _operate(self, operation: str, agent: str, insist: bool) -> None:
+        """As an operator, who does not wait for the end; refused or unheard, only if it has to be."""
+        while True:
+            try:
+                await self._cluster.call(operation, agent=agent, wait_s=0)
+            except (ApiError, UnreachableError) as error:
+                if not insist:
+                    self._story(f"      {operation} {agent}: {error}")
+                    return
+                await pause(RPC_RETRY_S)
+            else:
+                return
 
     async def _inject(self, fault: Fault, on: bool) -> None:
         """Into the error and delay bdevs below a container. What cannot be put there now is left out; to take it away

@@ -89,6 +89,7 @@ class Scene:
             links=network.links if isinstance(network, Wires) else tuple(links),
             disks=tuple(self._disks),
             containers=tuple(f"{name}{number}" for name in EXPORTERS for number in range(2)),
+            mappers=MAPPERS,
             freezes=all(disk.freezes for disk in self._disks.values()),
             lease_s=LEASE_S,
         )

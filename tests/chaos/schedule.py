@@ -43,6 +43,10 @@ class Kind(Enum):
     """Every I/O of a container takes a while longer (bdev_delay under it)."""
     ERRORS = "errors"
     """Some I/O of a container fails (bdev_error under it)."""
+    FENCE = "fence"
+    """An operator fences a mapping agent; it comes back by itself."""
+    DRAIN = "drain"
+    """An operator drains a mapping agent, and undrains it at the end."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Sight:
     links: tuple[tuple[str, str], ...]
     disks: tuple[str, ...]
     containers: tuple[str, ...]
+    mappers: tuple[str, ...]
     freezes: bool
     lease_s: float
 
@@ -71,7 +76,8 @@ class Fault:
     size: int = 0
 
     def __str__(self) -> str:
-        arrow = {Kind.CUT: " | ", Kind.ONE_WAY: " -/> "}.get(self.kind, "")
+        between = {Kind.CUT: " | ", Kind.ONE_WAY: " -/> ", Kind.FENCE: " by the ", Kind.DRAIN: " by the "}
+        arrow = between.get(self.kind, "")
         size = f" {self.size}" if self.size else ""
         return f"{self.kind.value} {self.victim}{arrow}{self.other}{size} for {self.end_s - self.at_s:.2f} s"
 
@@ -100,6 +106,7 @@ class _Planner:
             *([(Kind.FILL, 1.0)] if sight.disks else []),
             *([(Kind.FREEZE, 1.0)] if sight.disks and sight.freezes else []),
             *([(Kind.SLOW, 1.5), (Kind.ERRORS, 1.0)] if sight.containers else []),
+            *([(Kind.FENCE, 0.7), (Kind.DRAIN, 0.7)] if sight.mappers else []),
         ]
 
     def plan(self) -> list[Fault]:
@@ -146,6 +153,8 @@ class _Planner:
             return chance.choice(sight.processes), ""
         if kind in (Kind.MACHINE, Kind.ISOLATE):
             return chance.choice(sight.machines), ""
+        if kind in (Kind.FENCE, Kind.DRAIN):
+            return chance.choice(sight.mappers), "operator"
         if kind in (Kind.CUT, Kind.ONE_WAY):
             one, other = chance.choice(sight.links)
             return (one, other) if chance.random() < 0.5 or kind is Kind.CUT else (other, one)

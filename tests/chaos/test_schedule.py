@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.schedule import AT_ONCE_MAX, CALM_S, STORM_S, Kind, Sight, plan
 
-SIGHT = Sight(("controller", "a", "a.target"), ("a", "x"), (("a", "x"),), ("store",), ("x0",), True, 2.0)
+SIGHT = Sight(("controller", "a", "a.target"), ("a", "x"), (("a", "x"),), ("store",), ("x0",), ("a",), True, 2.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -29,7 +29,7 @@ def test_bounds(seed: int) -> None:
 def test_only_what_can_be_done() -> None:
     kinds = {fault.kind for seed in range(20) for fault in plan(seed, 120, SIGHT)}
     assert kinds == set(Kind)
-    little = replace(SIGHT, disks=(), links=(), containers=())
+    little = replace(SIGHT, disks=(), links=(), containers=(), mappers=())
     kinds = {fault.kind for seed in range(20) for fault in plan(seed, 120, little)}
     assert kinds == {Kind.KILL, Kind.MACHINE, Kind.PAUSE, Kind.STOP}
     frozen = replace(SIGHT, freezes=False)

@@ -12,6 +12,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ MIB = 1 << 20
 LEASE_S = 2.0
 POLL_S = 0.02
 STOP_S = 15.0
+STARTING_S = 10.0
 
 
 @dataclass(slots=True)
@@ -41,11 +43,19 @@ class Daemon:
     config: AgentConfig | ControllerConfig
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
     program: str = "tests.cluster.daemon"
     prefix: tuple[str, ...] = ()
 
+    @property
+    def starting(self) -> bool:
+        """It was started just now, and lives."""
+        young = time.monotonic() < self.started_s + STARTING_S
+        return young and self.process is not None and self.process.poll() is None
+
     def start(self) -> None:
         assert self.process is None or self.process.poll() is not None
+        self.started_s = time.monotonic()
         command = [*self.prefix, sys.executable, "-m", self.program]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=TOP, stdin=subprocess.PIPE, stdout=log, stderr=log)
@@ -211,7 +221,14 @@ class Cluster:
     # --- the controller ----------------------------------------------------------------------------------------------
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        return await asyncio.to_thread(Client(self.directory / "api.sock").call, operation, **arguments)
+        """The operation's result. A controller serves agents a little before its API: one that starts is waited for."""
+        while True:
+            try:
+                return await asyncio.to_thread(Client(self.directory / "api.sock").call, operation, **arguments)
+            except UnreachableError:
+                if not self.controller.starting:
+                    raise
+            await pause(POLL_S)
 
     async def until(self, condition: Callable[[], Any], patience_s: float = 30.0) -> Any:
         """Poll until the condition (a function, or one that gives an awaitable) holds; its value."""

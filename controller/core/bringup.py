@@ -37,7 +37,7 @@ class BringUp:
         """Order the next missing things at one agent."""
         if not agent.admitted or not agent.mapper or self._cluster.deposed:
             return
-        if agent.draining:
+        if self._cluster.draining.keeps_out(agent):
             self._cluster.draining.proceed(agent, now_ns)
             return
         for slot in self.wanted_slots(agent):
@@ -278,7 +278,7 @@ class BringUp:
     # --- tables ------------------------------------------------------------------------------------------------------
 
     def _table(self, table: AgentTable, now_ns: int) -> None:
-        if table.presentation.withdrawing or table.agent.draining:
+        if table.presentation.withdrawing or self._cluster.draining.keeps_out(table.agent):
             self.take_away(table, now_ns)
         elif table.state is TableState.ABSENT:
             self._create(table, now_ns)
@@ -498,7 +498,7 @@ class BringUp:
             then(now_ns)
         if table.presentation.withdrawing:
             self._cluster.volumes.withdrawn(table, now_ns)
-        elif table.agent.draining:
+        elif self._cluster.draining.keeps_out(table.agent):
             self._cluster.draining.proceed(table.agent, now_ns)
         elif table.agent.admitted:
             self._table(table, now_ns)

@@ -22,6 +22,7 @@ class Draining:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._recording: set[int] = set()
         self._detaching: set[tuple[int, int]] = set()
         self._detached: set[tuple[int, int, int]] = set()
         self._retrying: set[int] = set()
@@ -31,10 +32,11 @@ class Draining:
         """Record that the agent is to hold nothing, then make it so."""
         if agent.draining:
             return
-        self._cluster.journal.put("agent", str(agent.number), {**agent.record(), "draining": True})
+        agent.draining = True
+        self._record(agent)
 
         def recorded(now_ns: int) -> None:
-            agent.draining = True
+            self._recording.discard(agent.number)
             self._cluster.changed = True
             self._cluster.log.add(now_ns, "info", "drain", f"agent {agent.name} is being drained")
             self._cluster.bringup.reconcile(agent, now_ns)
@@ -45,21 +47,31 @@ class Draining:
         """Record that it may hold what is wanted of it, then bring that about."""
         if not agent.draining:
             return
-        kept = {key: value for key, value in agent.record().items() if key not in ("draining", "drained")}
-        self._cluster.journal.put("agent", str(agent.number), kept)
+        agent.draining = agent.drained = False
+        self._detached = {one for one in self._detached if one[0] != agent.number}
+        self._record(agent)
 
         def recorded(now_ns: int) -> None:
-            agent.draining = agent.drained = False
-            self._detached = {one for one in self._detached if one[0] != agent.number}
+            self._recording.discard(agent.number)
             self._cluster.changed = True
             self._cluster.log.add(now_ns, "info", "drain", f"agent {agent.name} is in use again")
             self._cluster.bringup.reconcile(agent, now_ns)
 
         self._cluster.journal.then(recorded)
 
+    def _record(self, agent: Agent) -> None:
+        """What is wanted of it changes now; nothing is done about it before that is durable. So a store that says
+        `drained` is right, whatever crashes: nothing has been brought up since."""
+        self._recording.add(agent.number)
+        self._cluster.journal.put("agent", str(agent.number), agent.record())
+
+    def keeps_out(self, agent: Agent) -> bool:
+        """True if nothing may be brought up at the agent."""
+        return agent.draining or agent.number in self._recording
+
     def proceed(self, agent: Agent, now_ns: int) -> None:
         """Order the next missing thing; as often as one likes."""
-        if not agent.draining or agent.drained or not agent.admitted:
+        if not agent.draining or agent.drained or not agent.admitted or agent.number in self._recording:
             return
         for table in list(agent.tables.values()):
             if table.present:
@@ -76,8 +88,9 @@ class Draining:
 
     def _slots(self, agent: Agent) -> list[int]:
         """What it may have attached: also in an earlier reign, which only the records of who was let in know of."""
-        slots = {*agent.attachments, *(allow.slot for allow in self._cluster.fencing.allows_of(agent))}
-        return sorted(slot for slot in slots if (agent.number, agent.incarnation, slot) not in self._detached)
+        allowed = {allow.slot for allow in self._cluster.fencing.allows_of(agent)}
+        known = {slot for number, incarnation, slot in self._detached if (number, incarnation) == _life(agent)}
+        return sorted({*agent.attachments, *(allowed - known)})
 
     def _tables(self, agent: Agent) -> list[str]:
         return [table.vdisk.name for table in agent.tables.values() if table.state is not TableState.ABSENT]
@@ -94,17 +107,21 @@ class Draining:
                 return
             if status in GONE:
                 self._answers.pop(key, None)
-                agent.attachments.pop(slot, None)
-                if agent.draining:
-                    self._detached.add((agent.number, incarnation, slot))
-                    self.proceed(agent, now_ns)
-                else:
-                    self._cluster.bringup.reconcile(agent, now_ns)
+                self._gone(agent, slot, now_ns)
                 return
             self._answers[key] = f"{Status(status).name} {response.detail}".strip()
             self._later(agent, now_ns)
 
         self._cluster.commands.order(agent, lambda: (DetachContainer(slot), 0, False), done, now_ns)
+
+    def _gone(self, agent: Agent, slot: int, now_ns: int) -> None:
+        """Detached, unless it has been wanted again meanwhile: then it is being attached behind this."""
+        attachment = agent.attachments.get(slot)
+        if attachment is None or attachment.state is not AttachState.ATTACHING:
+            agent.attachments.pop(slot, None)
+            if agent.draining:
+                self._detached.add((*_life(agent), slot))
+        self._cluster.bringup.reconcile(agent, now_ns)
 
     def _later(self, agent: Agent, now_ns: int) -> None:
         if agent.number in self._retrying:
@@ -152,3 +169,7 @@ class Draining:
             answer = self._answers.get((agent.number, slot), "")
             texts.append(f"container {name} to be detached" + (f": {answer}" if answer else ""))
         return texts
+
+
+def _life(agent: Agent) -> tuple[int, int]:
+    return agent.number, agent.incarnation

@@ -253,6 +253,52 @@ def test_draining_goes_on_after_a_restart_and_after_refusals(which: type) -> Non
     assert not rig.vdisk.sharing[1:], "a drained agent is not waited for"
 
 
+def test_an_agent_that_is_drained_and_undrained_again_and_again_is_drained_only_when_it_is() -> None:
+    rig, one, _, _ = two_hosts()
+    one.auto = False
+    rig.ask("agent.drain", agent="a", wait_s=0)
+    one.respond(which=m.Withdraw)
+    one.respond(which=m.DeleteTable)
+    one.respond(which=m.DetachContainer)
+    rig.ask("agent.undrain", agent="a", wait_s=0)
+    rig.ask("agent.drain", agent="a", wait_s=0)
+    assert fence_of(rig, "a")["state"] == "draining"
+    for _ in range(20):
+        if one.asked:
+            one.respond()
+    rig.advance(5)
+    while one.asked:
+        one.respond()
+    attached = [type(message) for message in one.commands if type(message) in (m.AttachContainer, m.DetachContainer)]
+    per_slot = {
+        message.slot: message for message in one.commands if type(message) in (m.AttachContainer, m.DetachContainer)
+    }
+    assert fence_of(rig, "a")["state"] == "drained", attached
+    assert all(isinstance(message, m.DetachContainer) for message in per_slot.values()), "the last word of each"
+
+
+def test_what_is_not_durable_yet_brings_nothing_up_and_takes_nothing_away() -> None:
+    rig, one, _, _ = two_hosts()
+    count = len(one.commands)
+    rig.hold_commits = True
+    rig.ask("agent.drain", agent="a", wait_s=0)
+    assert len(one.commands) == count
+    rig.hold_commits = False
+    rig.commit()
+    assert fence_of(rig, "a")["state"] == "drained"
+    count = len(one.commands)
+    rig.hold_commits = True
+    rig.ask("agent.undrain", agent="a", wait_s=0)
+    one.machine = b"mmmmmmmmreboot 3"
+    one.hello()
+    assert len(one.commands) == count, "a store that says drained would be believed"
+    rig.hold_commits = False
+    rig.commit()
+    assert [type(message) for message in one.commands[count:]][-1] is m.Present
+    rig.restart()
+    assert fence_of(rig, "a")["state"] == "alive"
+
+
 def test_what_cannot_be_drained_and_what_not_presented_meanwhile() -> None:
     rig, one, _, _ = two_hosts()
     assert refusal(rig.ask("agent.drain", agent="store")) == "bad_argument"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.command import API_VARIABLE, CommandError, Context
-from cli.commands.maps import draw, read_runs
+from cli.commands.maps import HOLDS, draw, read_runs
 from cli.commands.vdisks import host_url
 from cli.config.document import Document, load
 from cli.demo.hosts import Hosts
@@ -72,7 +72,7 @@ class Demo:
         self.story.chapter("Data to put on a disk")
         image = await asyncio.to_thread(build, self.workspace, self.source)
         kind = "an ext4 image" if image.filesystem else "a tar archive (no mke2fs here)"
-        self.story.say(f"{kind} of {size_text(image.length)} with {image.files} files")
+        self.story.say(f"{kind} of {size_text(image.length)} with {image.files} file{'s' if image.files != 1 else ''}")
         return image
 
     async def start_cluster(self, image: Image) -> None:
@@ -233,11 +233,9 @@ class Demo:
     async def explain(self, offset: int) -> None:
         self.story.ran(["vdisk", "explain", VDISK, str(offset)])
         fact = await self.cluster.call("vdisk.explain", name=VDISK, offset=offset)
-        holders = ", ".join(f"{holder['agent']}: {holder['holds']}" for holder in fact["holders"])
+        holders = ", ".join(f"{holder['agent']} {HOLDS[holder['holds']]}" for holder in fact["holders"])
         where = f"{fact['container']}, segment {fact['physical_segment']}, byte {fact['container_offset']}"
-        self.story.say(
-            f"byte {offset} is in segment {fact['segment']} ({fact['state']}), at {where}; held by {holders}"
-        )
+        self.story.say(f"byte {offset} is in segment {fact['segment']} ({fact['state']}), at {where}; {holders}")
 
     def compare(self, written: dict[str, Any], read: dict[str, Any]) -> None:
         self.story.say(f"written {written['sha256']}")

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 
-.PHONY: help venv demo test test-long sim sim-long sim-mutants chaos bench native lint format docs lock clean distclean
+.PHONY: help venv demo test test-long sim sim-long sim-mutants chaos bench native bench-spdk lint format docs lock clean distclean
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ test: venv  ## all tests but the long ones, with a time budget per suite
 test-long: venv  ## the long tests: more seeds, more rounds
 	@$(PYTEST) -m long $(TEST_ARGS)
 
-sim: venv  ## one simulated history: SEED=number, HOURS=1, WORKLOAD=sparse or dense; the same seed, the same trace
+sim: venv  ## one simulated history: SEED=number, HOURS=1, WORKLOAD=sparse, dense or storm; the same seed, the same trace
 	@$(VENV)/python -m tests.sim run $(if $(SEED),--seed $(SEED)) --hours $(or $(HOURS),1) --workload $(or $(WORKLOAD),sparse)
 
 sim-long: venv  ## simulated histories with new seeds, for MINUTES=60, after those that failed once
@@ -43,6 +43,9 @@ NATIVE := build/native$(if $(ASAN),-asan)
 native: venv  ## build segmap_tgt and the bdev module against an installed SPDK (SPDK_PREFIX=... picks one; ASAN=1)
 	@paths=$$($(VENV)/python -m ci.native) && $(MAKE) --no-print-directory -C dataplane/bdev_segmap \
 		BUILD=$(CURDIR)/$(NATIVE) SPDK_PKG_CONFIG_PATH="$$paths" && echo "built $(NATIVE)/segmap_tgt"
+
+bench-spdk: native  ## measure the bdev module beside SPDK's own bdevs, and write build/bench-spdk.json
+	@$(VENV)/python -m ci.bench --json build/bench-spdk.json spdk
 
 lint: venv  ## ruff, strict mypy, the tidy rules, and that generated docs are current
 	@$(VENV)/ruff check .

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 
 from tests.sim import scenario
+from tests.sim.invariants import INVARIANTS, invariant_of
 from tests.sim.mutants import MUTANTS, Mutant, applied
 from tests.sim.scenario import SPARSE, STORM, WORKLOADS, Workload
 from tests.sim.seeds import ONCE_FAILED
@@ -87,11 +88,14 @@ def run_mutants(names: list[str], processes: int) -> bool:
     """A table of all of them."""
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     survivors = 0
-    print(f"{len(chosen)} broken variants, at most {MUTANT_SEEDS} seeds each\n")
+    print(f"{len(chosen)} broken variants, at most {MUTANT_SEEDS} seeds each; in brackets: which invariant goes\n")
+    for row in INVARIANTS:
+        print(f"({row.number}) {row.what}\n{'':5}{row.check}")
+    print()
     with ProcessPoolExecutor(processes) as pool:
         for mutant, (tried, seed, words) in zip(chosen, pool.map(catch_named, [m.name for m in chosen]), strict=True):
             survivors += seed < 0
-            print(f"{mutant.name:24} {mutant.what}")
+            print(f"{mutant.name:24} ({invariant_of(mutant.name)}) {mutant.what}")
             print(f"{'':24} -> {f'seed {seed}, {tried} tried: ' if seed >= 0 else ''}{words[:150]}", flush=True)
     print(f"\n{len(chosen) - survivors} of {len(chosen)} caught")
     return not survivors

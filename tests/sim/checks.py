@@ -1,9 +1,9 @@
 """The invariants of the design, held after each thing that happens in the simulated world.
 
 Committed truth is followed batch by batch, from what the store was given. Checked at once, each at the step that could
-break it: durable before visible (1), writable last (4), free last and no location doubly mapped (5, 6), no I/O begun
-and none succeeded without a lease counted from the renewal's sending (7), nothing lands on a location that belongs to
-somebody else (8), zeroed and flushed before mapped (10).
+break it (`invariants` has the table): durable before visible (1), writable last (4), free last and no location doubly
+mapped (5, 6), no I/O begun and none succeeded without a lease counted from the renewal's sending (7), nothing lands on
+a location that belongs to somebody else (8), zeroed and flushed before mapped (10).
 """
 
 from __future__ import annotations
@@ -209,9 +209,11 @@ class Checks:
     def touched_down(self, flight: Flight) -> None:
         self.flying.pop(flight, None)
 
-    def landed(self, flight: Flight) -> None:
-        """An I/O reaches a container: the location has to be this segment's."""
+    def landed(self, flight: Flight, slot: int) -> None:
+        """An I/O reaches the container of a slot: it has to be its location's, and that has to be this segment's."""
         self.count += 1
+        if slot != flight.location[0]:
+            raise self.violated(f"{flight.operation.name} to {flight.location} reaches the container of slot {slot}")
         owner = self.committed.owner.get(flight.location)
         if owner != (flight.vdisk, flight.segment):
             state = SegmentState(self.committed.state(*flight.location)).name

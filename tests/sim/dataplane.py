@@ -466,7 +466,7 @@ class DataPlane:
         self.world.moment("begin", self.machine)
 
         def land(container: SimContainer) -> Any:
-            self.world.checks.landed(flight)
+            self.world.checks.landed(flight, container.slot)
             first, stop = part.offset_blocks, part.offset_blocks + part.length_blocks
             if part.operation is Operation.READ:
                 return container.blocks(physical)[first:stop]

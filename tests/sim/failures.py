@@ -1,5 +1,15 @@
 """What goes wrong, and when it is put right again: every failure is drawn from one seed, ends by itself, and may meet
-any other."""
+any other.
+
+Delay: `Network.delay` (up to 4 s when slow). Drop: `Wire.break_off`, `lost_down`; JSON-RPC answers (`Target.perform`).
+Duplicates and what comes far too late or in another order: `Machine.past_returns`, chosen to be in sequence. Within a
+connection there is order, as in TCP. One-way partition: `partition`. Crashes that keep only what is persisted:
+controller (a prefix of the commits under way), daemon, data plane, exporter, whole machines, one of which has both
+roles. Torn and lost unsynced writes: `SimContainer.lose_cache`; commits that nobody acknowledged and a full store:
+`World.crash_controller`, `_fail_commit`. Slow containers: `slow_storage`, `freeze_storage`. SIGSTOP of daemon, data
+plane, exporter and controller: `hang_daemon`, `stop_data_plane`, `stop_controller`. Clock drift within the bound:
+`DRIFT_PPM` of every machine's clock and the controller's. And each of them at its worst moment: `_moment`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +37,7 @@ class Failures:
         self.stopped = False
         world.chaos = True
         world.moment = self._moment
-        self._moment_ns = 0
+        self._moments_ns: dict[str, int] = {}
         self._kinds: list[tuple[Callable[[], None], int]] = [
             (self.break_session, 5),
             (self.hang_daemon, 4),
@@ -86,9 +96,9 @@ class Failures:
             if self.timeline.chance(0.05):
                 self._outlive_lease(machine)
             return
-        if self.timeline.now_ns < self._moment_ns or not self.timeline.chance(MOMENT_SHARES[what]):
+        if self.timeline.now_ns < self._moments_ns.get(what, 0) or not self.timeline.chance(MOMENT_SHARES[what]):
             return
-        self._moment_ns = self.timeline.now_ns + MOMENTS_APART_NS
+        self._moments_ns[what] = self.timeline.now_ns + MOMENTS_APART_NS
         self.counts[what] += 1
         self.timeline.note(f"failure: at a {what}")
         if machine is None:

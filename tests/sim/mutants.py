@@ -23,6 +23,7 @@ from controller.core.faults import Faults, _Slower
 from controller.core.fencing import Fencing
 from controller.core.holdings import NOTHING
 from controller.core.machine import Controller
+from controller.core.operations import Operations
 from controller.core.zeroing import Zeroing
 from controller.store.records import SegmentState
 from mapping.effects import BarrierReached, Complete
@@ -308,6 +309,16 @@ def _unchecked(field: str) -> Callable[[Wrong], Wrong]:
     return make
 
 
+def _misplaced(right: Wrong) -> Wrong:
+    """A location that comes alone is stored one segment further."""
+
+    def store(self: Any, start: int, count: int, entries: Any) -> None:
+        alone = count == 1 and len(entries) == 1 and entries[0] & MAPPED and not entries[0] & ZERO
+        right(self, (start + 1) % self.table.segment_count if alone else start, count, entries)
+
+    return store
+
+
 def _no_wait_for_begun(right: Wrong) -> Wrong:
     return lambda self, token, deadline_ns: [BarrierReached(token, Status.OK)]
 
@@ -439,6 +450,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "session_ended",
         _lost_command_is_done,
     ),
+    Mutant(
+        "request-forgotten",
+        "carries out an operator's request a second time",
+        Operations,
+        "_repeated",
+        lambda right: lambda self, request: False,
+    ),
     Mutant("torn-commit", "half of a commit is durable after a crash", World, "commit_one", _torn_commit),
     Mutant("lossy-store", "says that a commit is durable long before it is", World, "commit_one", _lossy_store),
     Mutant("lease-from-arrival", "counts the lease from the grant's arrival", Lease, "grant", _lease_from_arrival),
@@ -449,6 +467,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("no-epoch-check", "applies entries of an earlier epoch", Plane, "check", _unchecked("epoch")),
     Mutant("no-term-check", "applies entries of an earlier term", Plane, "check", _unchecked("term")),
     Mutant("no-session-check", "takes messages of an earlier session", Plane, "check", _unchecked("session")),
+    Mutant("entry-misplaced", "stores an entry in its neighbour's place", Engine, "_store", _misplaced),
     Mutant(
         "no-incarnation-check",
         "applies entries meant for an earlier data plane",

@@ -185,6 +185,7 @@ class Run:
         if not world.audit():
             raise self.timeline.violated("the last audit could not be made")
         world.audit_space()
+        world.audit_tables()
 
     def summary(self) -> str:
         hosts, world = self.world.hosts, self.world

@@ -7,14 +7,21 @@ container has; all are kept as tests of the core. Broken variants show that the 
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.sim import scenario
 from tests.sim.__main__ import catch
+from tests.sim.invariants import INVARIANTS
 from tests.sim.mutants import MUTANTS
 from tests.sim.scenario import DENSE, SPARSE, WORKLOADS
 from tests.sim.seeds import ONCE_FAILED
 
+ROOT = Path(__file__).parents[2]
 QUICK_MUTANTS = ("reply-before-commit", "no-barrier", "reuse-unzeroed")
 
 
@@ -40,6 +47,25 @@ def test_the_same_seed_gives_the_same_trace() -> None:
     first, second = (scenario.trouble(3, 15).timeline for _ in range(2))
     assert first.digest() == second.digest()
     assert first.digest() != scenario.trouble(4, 15).timeline.digest()
+
+
+def test_the_same_seed_gives_the_same_trace_in_every_process() -> None:
+    """Nothing hangs on the order in which a set of words happens to be."""
+    command = [sys.executable, "-m", "tests.sim", "run", "--seed", "9", "--hours", "0.004", "--workload", "storm"]
+    runs = [
+        subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE)
+        for seed in ("1", "2")
+    ]
+    first, second = (run.communicate()[0].decode().splitlines() for run in runs)
+    assert first[-1].startswith("  trace ")
+    assert first[1:] == second[1:]
+
+
+def test_every_invariant_has_a_mutant_and_every_mutant_an_invariant() -> None:
+    assert [row.number for row in INVARIANTS] == list(range(13))
+    named = [name for row in INVARIANTS for name in row.mutants]
+    assert sorted(named) == sorted(mutant.name for mutant in MUTANTS)
+    assert [row.number for row in INVARIANTS if not row.mutants] == [11], "what cannot be seen from here is said there"
 
 
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name in QUICK_MUTANTS], ids=lambda m: m.name)

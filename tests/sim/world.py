@@ -21,7 +21,7 @@ from controller.core.machine import Controller
 from controller.store.interface import Batch, StoreFull
 from controller.store.memory import Failure, MemoryDisk, MemoryStore
 from controller.store.records import SegmentState
-from mapping.entry import has_location, segment_of, slot_of
+from mapping.entry import NO_WRITE, has_location, segment_of, slot_of
 from spdk_rpc.methods.bdev_nvme import Path
 from tests.sim.checks import Checks
 from tests.sim.hosts import Hosts
@@ -404,6 +404,17 @@ class World:
                     raise self.timeline.violated(f"segment {where} is {SegmentState(state).name}: leaked")
                 if (state in (SegmentState.ZEROING, SegmentState.QUARANTINED)) != (where in jobs):
                     raise self.timeline.violated(f"segment {where} is {SegmentState(state).name}, its job is not there")
+
+    def audit_tables(self) -> None:
+        """At rest: what a data plane with a lease holds is the truth, or that it does not know."""
+        for machine in self.mappers.values():
+            plane = machine.dataplane.plane
+            for table, engine in plane.tables.items() if plane.lease.covers(machine.clock()) else ():
+                for segment in range(engine.table.segment_count if engine.present else 0):
+                    entry, truth = engine.table.entries[segment], self.checks.committed.entry(table >> 32, segment)
+                    if entry and entry | NO_WRITE != truth | NO_WRITE:
+                        where = f"segment {segment} of vdisk {table >> 32}"
+                        raise self.timeline.violated(f"{machine.name} holds {entry:#x} of {where}, which is {truth:#x}")
 
     def audit_space(self) -> None:
         """At rest: what may be allocated is exactly what is free."""

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ SECOND = 1_000_000_000
 INITIALIZE = 1
 LEASE_NS = 30 * SECOND
 RENEW_S = 5.0
+POURED_AT_A_TIME = 8
 
 
 class PlaneDriver:
@@ -62,10 +64,10 @@ class PlaneDriver:
             self._flush()
             self._session.receive_data(self._socket.recv(1 << 20))
 
-    def order(self, message: Any, table: int = 0) -> Any:
+    def order(self, message: Any, table: int = 0, *, blocking: bool = False) -> Any:
         """Send a command, in sequence if it is a table's; its answer. Raises RuntimeError if refused."""
         with self._lock:
-            stamps = self._stamps._replace(table=table)
+            stamps = self._stamps._replace(table=table, blocking=blocking)
             if isinstance(message, SetEntries):
                 self._sequences[table] = self._sequences.get(table, 0) + 1
                 stamps = stamps._replace(sequence=self._sequences[table])
@@ -74,6 +76,26 @@ class PlaneDriver:
         if answer.status != Status.OK:
             raise RuntimeError(f"{type(message).__name__} was refused: {answer.status!r} {answer.detail}")
         return answer
+
+    def pour(self, changes: Iterable[SetEntries], table: int) -> None:
+        """Many changes, some of them on their way at a time. Raises RuntimeError if one is refused."""
+        with self._lock:
+            waiting = 0
+            for change in changes:
+                self._sequences[table] = self._sequences.get(table, 0) + 1
+                self._session.send(change, self._stamps._replace(table=table, sequence=self._sequences[table]))
+                self._flush()
+                waiting += 1
+                if waiting == POURED_AT_A_TIME:
+                    self._answered()
+                    waiting -= 1
+            for _ in range(waiting):
+                self._answered()
+
+    def _answered(self) -> None:
+        answer = self._wait(ResponseReceived).message
+        if answer.status != Status.OK:
+            raise RuntimeError(f"a change was refused: {answer.status!r} {answer.detail}")
 
     def grant(self) -> None:
         """Extend the lease."""

@@ -17,6 +17,8 @@
 /* Several segments at a time, so that the bdev layer has parts of a long discard under way side by side. */
 #define DISCARD_SEGMENTS 4u
 #define TAG_SHIFT 40
+/* Entries from which on a table is too large for the processor's cache, and looking ahead pays. */
+#define PREFETCH_SEGMENTS 65536u
 
 struct segmap_target g_segmap;
 
@@ -420,6 +422,9 @@ describe_bdev(struct segmap_disk *disk, const struct segmap_disk_opts *opts)
 	struct spdk_bdev *bdev = &disk->bdev;
 	uint32_t per_segment = disk->engine.blocks_per_segment;
 
+	disk->block_shift = spdk_u32log2(opts->geometry.block_size);
+	disk->segment_shift = spdk_u32_is_pow2(per_segment) ? spdk_u32log2(per_segment) : SEGMAP_NO_SHIFT;
+	disk->prefetches = opts->geometry.segment_count > PREFETCH_SEGMENTS;
 	bdev->ctxt = disk;
 	bdev->product_name = SEGMAP_PRODUCT_NAME;
 	bdev->write_cache = 1;

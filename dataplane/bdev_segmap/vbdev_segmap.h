@@ -25,6 +25,8 @@
 #define SEGMAP_PRODUCT_NAME "Segmap disk"
 #define SEGMAP_DETAIL_BYTES 128
 #define SEGMAP_LATENCY_BUCKETS 24u
+#define SEGMAP_RING 8u
+#define SEGMAP_NO_SHIFT UINT32_MAX
 
 struct segmap_controller;
 
@@ -34,6 +36,7 @@ struct segmap_base {
 	struct spdk_bdev *bdev;
 	uint32_t slot;
 	uint32_t block_size;
+	uint32_t block_shift;
 	bool unmaps;
 	bool flushes;
 	bool removed; /* the bdev wants to go */
@@ -67,10 +70,13 @@ struct segmap_container {
 
 /* One thread's way to one base. */
 struct segmap_path {
-	struct segmap_base *base;
+	struct spdk_bdev_desc *desc; /* the base's */
 	struct spdk_io_channel *channel;
+	uint32_t block_shift; /* the base's */
 	uint32_t inflight;
+	bool unmaps; /* the base's */
 	bool closing;
+	struct segmap_base *base;
 };
 
 /* What a thread has, whichever disks it serves: the channel of the io_device `&g_segmap`. */
@@ -91,6 +97,9 @@ struct segmap_flush;
 struct segmap_disk {
 	struct spdk_bdev bdev;
 	struct segmap_engine engine;
+	uint32_t block_shift;
+	uint32_t segment_shift; /* of blocks; SEGMAP_NO_SHIFT if a segment's are no power of two */
+	bool prefetches; /* its table does not fit into the processor's cache */
 	bool removing;
 	bool leaving; /* the bdev layer has done with it: it goes when all has settled */
 	bool gone; /* its channels are; nothing is left to be turned */
@@ -116,6 +125,11 @@ struct segmap_disk_channel {
 	uint64_t io_tag; /* the last one given; tags are unique at the target */
 	struct segmap_io_list ended; /* wait for a turn of the thread's loop: nothing ends inside its own submission */
 	struct segmap_message ended_message;
+	/* I/O whose entry is on its way into the processor's cache: it has not begun. The oldest is at `ring_at`. */
+	struct segmap_io *ring[SEGMAP_RING];
+	uint32_t ring_at;
+	uint32_t ring_count;
+	struct segmap_message ring_message;
 	uint64_t latency[2][SEGMAP_LATENCY_BUCKETS];
 };
 

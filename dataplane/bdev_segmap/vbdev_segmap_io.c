@@ -291,7 +291,7 @@ static int
 submit_to_base(struct segmap_io *io, uint64_t offset, uint64_t count)
 {
 	struct segmap_path *path = io->path;
-	struct spdk_bdev_desc *desc = path->base->desc;
+	struct spdk_bdev_desc *desc = path->desc;
 	struct spdk_bdev_io *bdev_io = bdev_io_of(io);
 
 	switch (io->part.operation) {
@@ -316,7 +316,7 @@ forward(struct segmap_io *io)
 {
 	const struct segmap_part *part = &io->part;
 	struct segmap_disk *disk = io->channel->disk;
-	uint32_t slot = segmap_slot_of(part->entry), ratio;
+	uint32_t slot = segmap_slot_of(part->entry), shift;
 	const struct segmap_container *container = &g_segmap.containers[slot];
 	uint64_t physical = segmap_segment_of(part->entry), block;
 	struct segmap_path *path = segmap_path_find(io->channel->paths, slot);
@@ -327,7 +327,7 @@ forward(struct segmap_io *io)
 		container_done(io, SEGMAP_STATUS_IO_ERROR, true);
 		return;
 	}
-	if (part->operation == SEGMAP_OPERATION_UNMAP && !path->base->unmaps) {
+	if (part->operation == SEGMAP_OPERATION_UNMAP && !path->unmaps) {
 		container_done(io, SEGMAP_STATUS_OK, true);
 		return;
 	}
@@ -336,9 +336,9 @@ forward(struct segmap_io *io)
 	}
 	io->path = path;
 	segmap_path_hold(path);
-	ratio = disk->bdev.blocklen / path->base->block_size;
+	shift = disk->block_shift - path->block_shift;
 	block = physical * disk->engine.blocks_per_segment + part->offset_blocks;
-	rc = submit_to_base(io, block * ratio, (uint64_t)part->length_blocks * ratio);
+	rc = submit_to_base(io, block << shift, (uint64_t)part->length_blocks << shift);
 	if (spdk_likely(rc == 0)) {
 		return;
 	}
@@ -355,9 +355,18 @@ forward(struct segmap_io *io)
 static void
 make_part(struct segmap_io *io)
 {
-	uint32_t per_segment = io->channel->disk->engine.blocks_per_segment;
-	uint64_t segment = io->at / per_segment, inside = io->at % per_segment;
-	uint64_t length = spdk_min(per_segment - inside, io->end - io->at);
+	const struct segmap_disk *disk = io->channel->disk;
+	uint32_t per_segment = disk->engine.blocks_per_segment;
+	uint64_t segment, inside, length;
+
+	if (spdk_likely(disk->segment_shift != SEGMAP_NO_SHIFT)) {
+		segment = io->at >> disk->segment_shift;
+		inside = io->at & (per_segment - 1);
+	} else {
+		segment = io->at / per_segment;
+		inside = io->at % per_segment;
+	}
+	length = spdk_min(per_segment - inside, io->end - io->at);
 
 	segmap_part_init(&io->part, io->part.operation, segment, (uint32_t)inside, (uint32_t)length);
 	io->at += length;
@@ -390,6 +399,55 @@ submit_part(struct segmap_io *io)
 	follow(io);
 }
 
+/* ---- looking ahead: entries of large tables come from memory, several at a time ---- */
+
+static struct segmap_io *
+take_from_ring(struct segmap_disk_channel *channel)
+{
+	struct segmap_io *io = channel->ring[channel->ring_at];
+
+	channel->ring_at = (channel->ring_at + 1) % SEGMAP_RING;
+	channel->ring_count--;
+	return io;
+}
+
+/* The end of a turn of the thread's loop: nothing more comes that would push them out. */
+static void
+drain_ring(void *ctx)
+{
+	struct segmap_disk_channel *channel = ctx;
+
+	/* The channel may go with the last one. */
+	for (uint32_t left = channel->ring_count; left > 0; left--) {
+		follow(take_from_ring(channel));
+	}
+}
+
+static void
+look_ahead(struct segmap_io *io)
+{
+	struct segmap_disk_channel *channel = io->channel;
+	struct segmap_table *table = &channel->disk->engine.table;
+
+	make_part(io);
+	if (io->part.segment < segmap_table_count(table)) {
+		__builtin_prefetch(&atomic_load_explicit(&table->cells, memory_order_acquire)[io->part.segment]);
+	}
+	channel->ring[(channel->ring_at + channel->ring_count) % SEGMAP_RING] = io;
+	if (channel->ring_count++ == 0) {
+		segmap_inbox_put(&channel->paths->inbox, &channel->ring_message, drain_ring, channel);
+	}
+	if (channel->ring_count == SEGMAP_RING) {
+		follow(take_from_ring(channel));
+	}
+}
+
+static bool
+is_busy(const struct segmap_disk_channel *channel)
+{
+	return channel->core.begun[0] + channel->core.begun[1] + channel->ring_count >= SEGMAP_RING;
+}
+
 static void
 begin(struct spdk_io_channel *channel, struct spdk_bdev_io *bdev_io, enum segmap_operation operation)
 {
@@ -403,7 +461,11 @@ begin(struct spdk_io_channel *channel, struct spdk_bdev_io *bdev_io, enum segmap
 	io->part.owner = io->channel;
 	io->at = bdev_io->u.bdev.offset_blocks;
 	io->end = io->at + bdev_io->u.bdev.num_blocks;
-	submit_part(io);
+	if (io->channel->disk->prefetches && is_busy(io->channel)) {
+		look_ahead(io);
+	} else {
+		submit_part(io);
+	}
 }
 
 /* A flush is the owner's from the start: it goes to every container, whatever the entries say. */

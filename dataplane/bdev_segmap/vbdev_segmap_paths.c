@@ -61,6 +61,9 @@ path_open(struct segmap_base *base)
 		return NULL;
 	}
 	path->base = base;
+	path->desc = base->desc;
+	path->block_shift = base->block_shift;
+	path->unmaps = base->unmaps;
 	segmap_base_ref(base);
 	return path;
 }
@@ -253,6 +256,7 @@ segmap_base_open(const char *name, uint32_t slot, struct segmap_base **opened)
 	}
 	base->answers = is_local(base->bdev);
 	base->block_size = spdk_bdev_get_block_size(base->bdev);
+	base->block_shift = spdk_u32log2(base->block_size);
 	base->unmaps = spdk_bdev_io_type_supported(base->bdev, SPDK_BDEV_IO_TYPE_UNMAP);
 	base->flushes = spdk_bdev_io_type_supported(base->bdev, SPDK_BDEV_IO_TYPE_FLUSH);
 	atomic_store(&base->refs, 1);

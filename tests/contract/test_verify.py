@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,24 @@ from transport import unix
 
 pytestmark = pytest.mark.spdk
 
-SEGMENT = 64 << 10
-SEGMENTS = 16
-CONTAINER_SEGMENTS = 64
 TABLE = 3 << 32 | 1
 SLOT = 2
+ENTRIES_MAX = 65536
 READY_S = 30
 PERFORM_S = 60
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Bytes of a segment; segments of the disk, and of its container."""
+
+    segment: int
+    segments: int
+    container_segments: int
+
+
+SMALL = Shape(64 << 10, 16, 64)
+AHEAD = Shape(4 << 10, 70_000, 75_000)  # a table whose entries are fetched ahead
 
 
 @contextmanager
@@ -85,11 +97,12 @@ def bdevperf(directory: Path, core_mask: str, *options: str) -> Iterator[RpcClie
 class Mover:
     """A daemon that keeps the truth about one disk's segments, and changes it all the time."""
 
-    def __init__(self, daemon: Daemon, seed: int) -> None:
+    def __init__(self, daemon: Daemon, shape: Shape, seed: int) -> None:
         self.daemon = daemon
+        self.shape = shape
         self.chance = random.Random(seed)
-        self.places = list(range(1, 1 + SEGMENTS))
-        self.free = list(range(1 + SEGMENTS, CONTAINER_SEGMENTS))
+        self.places = list(range(1, 1 + shape.segments))
+        self.free = list(range(1 + shape.segments, shape.container_segments))
         self.moves = self.forgotten = self.pauses = 0
         self.ended: asyncio.Future[Any]
 
@@ -106,14 +119,17 @@ class Mover:
         admit = Admit(CLUSTER, 60 * SECOND, 30 * SECOND, 30 * SECOND)
         daemon.epoch = (await daemon.begin(admit, Header(TERM, INCARNATION)))[1].epoch
         daemon.grant(time.monotonic_ns(), 60 * SECOND)
-        bind = BindSlot(SLOT, AttachFlags.INITIALIZE, b"v" * 16, CLUSTER, 1, SEGMENT, CONTAINER_SEGMENTS, bdev)
+        size, count = self.shape.segment, self.shape.container_segments
+        bind = BindSlot(SLOT, AttachFlags.INITIALIZE, b"v" * 16, CLUSTER, 1, size, count, bdev)
         await self.ask(bind, daemon.header(table=0))
         await self.ask(TableSlots([SLOT]))
         entries = [pack(SLOT, place) for place in self.places]
-        await self.ask(SetEntries(0, SEGMENTS, entries), daemon.next(table=TABLE))
+        for start in range(0, len(entries), ENTRIES_MAX):
+            chunk = entries[start : start + ENTRIES_MAX]
+            await self.ask(SetEntries(start, len(chunk), chunk), daemon.next(table=TABLE))
 
     async def move(self) -> None:
-        segment = self.chance.randrange(SEGMENTS)
+        segment = self.chance.randrange(self.shape.segments)
         old, new = self.places[segment], self.free.pop(self.chance.randrange(len(self.free)))
         await self.set(segment, pack(SLOT, old, NO_WRITE), blocking=True)
         await self.ask(CopySegments([SegmentCopy(pack(SLOT, old), pack(SLOT, new))]), self.daemon.header(table=0))
@@ -124,10 +140,10 @@ class Mover:
         self.moves += 1
 
     async def forget(self) -> None:
-        segment = self.chance.randrange(SEGMENTS)
+        segment = self.chance.randrange(self.shape.segments)
         faults = len(self.daemon.faults())
         await self.set(segment, 0, blocking=self.chance.random() < 0.5)
-        if self.chance.random() < 0.5:
+        if self.shape.segments < 100 and self.chance.random() < 0.5:
             fault = asyncio.ensure_future(self.daemon.until(lambda: len(self.daemon.faults()) > faults))
             await asyncio.wait({fault, self.ended}, return_when=asyncio.FIRST_COMPLETED)
             fault.cancel()
@@ -147,13 +163,13 @@ class Mover:
             await (self.move, self.move, self.forget, self.pause)[turn % 4]()
 
 
-async def verified(client: RpcClient, plane: Path, seed: int) -> Mover:
+async def verified(client: RpcClient, plane: Path, shape: Shape, seed: int) -> Mover:
     """One run of bdevperf under changes."""
-    blocks = CONTAINER_SEGMENTS * SEGMENT // 512
+    blocks = shape.container_segments * shape.segment // 512
     client.call("bdev_malloc_create", {"name": "box", "block_size": 512, "num_blocks": blocks})
-    shape = {"segment_count": SEGMENTS, "segment_size": SEGMENT, "reclaim": False}
-    client.call("bdev_segmap_create", {"name": "v", "table": TABLE, **shape})
-    mover = Mover(Daemon(await unix.connect(plane)), seed)
+    geometry = {"segment_count": shape.segments, "segment_size": shape.segment, "reclaim": False}
+    client.call("bdev_segmap_create", {"name": "v", "table": TABLE, **geometry})
+    mover = Mover(Daemon(await unix.connect(plane)), shape, seed)
     await mover.begin("box")
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[Any] = loop.run_in_executor(None, client.call, "perform_tests", {})
@@ -170,14 +186,14 @@ async def verified(client: RpcClient, plane: Path, seed: int) -> Mover:
     return mover
 
 
-def run(directory: Path, seed: int, seconds: int, core_mask: str, workload: str) -> None:
+def run(directory: Path, shape: Shape, seed: int, seconds: int, core_mask: str) -> None:
     print(f"seed {seed}")
-    options = ["-T", "v", "-q", "64", "-o", "4096", "-w", workload, "-t", str(seconds)]
+    options = ["-T", "v", "-q", "64", "-o", "4096", "-w", "verify", "-t", str(seconds)]
     if core_mask != "0x1":
         options.append("-C")  # a job on every core, each with blocks of its own
     with bdevperf(directory, core_mask, *options) as client:
         try:
-            mover = asyncio.run(verified(client, directory / "plane.sock", seed))
+            mover = asyncio.run(verified(client, directory / "plane.sock", shape, seed))
         except RpcError as error:
             pytest.fail(f"{error}\n{(directory / 'log').read_text()[-2000:]}")
     print(f"{mover.moves} moves, {mover.forgotten} forgotten, {mover.pauses} pauses")
@@ -185,11 +201,12 @@ def run(directory: Path, seed: int, seconds: int, core_mask: str, workload: str)
 
 
 def test_what_was_written_is_read_while_segments_move(runtime_dir: Path) -> None:
-    run(runtime_dir, 1, 2, "0x1", "verify")
+    run(runtime_dir, SMALL, 1, 2, "0x1")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("core_mask", ["0x1", "0x3"])
-@pytest.mark.parametrize("seed", range(10, 14))
-def test_long_histories(runtime_dir: Path, seed: int, core_mask: str) -> None:
-    run(runtime_dir, seed, 15, core_mask, "verify")
+@pytest.mark.parametrize("shape", [SMALL, AHEAD], ids=["small", "ahead"])
+@pytest.mark.parametrize("seed", [10, 11])
+def test_long_histories(runtime_dir: Path, seed: int, shape: Shape, core_mask: str) -> None:
+    run(runtime_dir, shape, seed, 15, core_mask)

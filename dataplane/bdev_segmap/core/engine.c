@@ -122,6 +122,11 @@ follow_entry(struct segmap_channel *channel, struct segmap_part *part, uint64_t 
 		return fail_now(channel, part, SEGMAP_STATUS_OUT_OF_RANGE);
 	}
 	entry = segmap_table_get(&engine->table, part->segment);
+	if (segmap_goes_straight(entry, part->operation)) {
+		part->entry = entry;
+		begin(channel, part, epoch);
+		return SEGMAP_STEP_FORWARD;
+	}
 	switch (decide(engine, part, entry).action) {
 	case SEGMAP_ACTION_FORWARD:
 		part->entry = entry;

@@ -35,6 +35,13 @@ segmap_decide(uint64_t entry, enum segmap_operation operation, bool reclaims)
 	return segmap_decisions[reclaims ? 1 : 0][segmap_state_of(entry)][operation];
 }
 
+/* What the table says of most I/O: a read or write of an entry without any state. False: ask segmap_decide. */
+static inline bool
+segmap_goes_straight(uint64_t entry, enum segmap_operation operation)
+{
+	return (entry & SEGMAP_FLAGS) == SEGMAP_MAPPED && operation <= SEGMAP_OPERATION_WRITE;
+}
+
 /* True if the operation can change what a later read returns. */
 static inline bool
 segmap_is_write(enum segmap_operation operation)

@@ -174,6 +174,13 @@ class AgentTable:
         self.held: list[Waiting] = []
 
     @property
+    def usable_slots(self) -> frozenset[int]:
+        """Its containers without those that could not be attached again: nothing new is put there."""
+        attachments = self.agent.attachments
+        lost = {slot for slot in self.slots if slot in attachments and attachments[slot].state is AttachState.FAILED}
+        return self.slots - lost if lost else self.slots
+
+    @property
     def present(self) -> bool:
         """True if it may hold entries: every change of the vdisk concerns it."""
         return self.state is not TableState.ABSENT

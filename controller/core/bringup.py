@@ -174,6 +174,9 @@ class BringUp:
         else:
             attachment.state = AttachState.FAILED
             attachment.detail = f"{Status(status).name} {response.detail}".strip()
+            for table in agent.tables.values():
+                if table.extent.slot == attachment.slot:
+                    cluster.allocator.release(table.extent)
             for allow in cluster.fencing.allows_of(agent):
                 if allow.slot == attachment.slot:
                     allow.inherited = False

@@ -193,12 +193,12 @@ class Faults:
         """Reserve more zeroed segments for the table, if possible where all its sharers can read them."""
         if self._cluster.frozen or self._cluster.store_full:
             return False
-        slots = table.slots
+        usable = slots = table.usable_slots
         for other in others:
-            if other.state is TableState.CREATED and slots & other.slots:
-                slots = slots & other.slots
+            if other.state is TableState.CREATED and slots & other.usable_slots:
+                slots = slots & other.usable_slots
         allocator = self._cluster.allocator
-        done = allocator.refill(table.extent, slots) or allocator.refill(table.extent, table.slots)
+        done = allocator.refill(table.extent, slots) or allocator.refill(table.extent, usable)
         self._cluster.zeroing.taken()
         return done
 
@@ -332,7 +332,7 @@ class Faults:
         cluster.zeroing.consider(now_ns)
 
     def _shortage(self, table: AgentTable) -> str:
-        spaces = [space for slot, space in self._cluster.allocator.spaces.items() if slot in table.slots]
+        spaces = [space for slot, space in self._cluster.allocator.spaces.items() if slot in table.usable_slots]
         name = table.vdisk.name
         if self._cluster.store_full:
             return f"writes to vdisk {name} wait: the controller's store is full"

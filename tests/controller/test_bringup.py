@@ -252,3 +252,19 @@ def test_an_export_under_another_name_is_not_the_container() -> None:
     assert "export it as it was" in rig.ask("cluster.status")["alarms"][0]["text"]
     move(rig, "4420")
     assert not rig.ask("cluster.status")["alarms"]
+
+
+def test_nothing_new_is_put_into_a_container_that_was_lost_by_moving() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    add_second(rig)
+    agent.fault(3)
+    assert agent.last_answer()[1][0] >> 4 & 4095 == 0
+    agent.refusing[m.AttachContainer] = Status.LABEL_MISMATCH
+    move(rig, "4421")
+    for segment in (7, 11, 15):
+        agent.fault(segment)
+        assert agent.last_answer()[1][0] >> 4 & 4095 == 1, "in the other one"
+    del agent.refusing[m.AttachContainer]
+    rig.advance(5)
+    assert agent.ordered(m.AttachContainer)[-1].slot == 0 and not rig.ask("cluster.status")["alarms"]

@@ -125,6 +125,15 @@ def confirm_dead(context: Context) -> int:
     return order(context, "agent.confirm_dead", ("fenced", "confirmed dead"), confirm=args.agent)
 
 
+def remove(context: Context) -> int:
+    answer = context.client.call("agent.remove", agent=context.args.agent)
+    context.output.document(answer)
+    context.output.line(
+        f"agent {answer['agent']} is removed; `segmap pki revoke` keeps its certificate from coming back"
+    )
+    return ExitCode.DONE
+
+
 WAITING = (
     AGENT,
     argument("--wait", action="store_true", help="wait until it is done"),
@@ -166,6 +175,12 @@ COMMANDS = (
         "Lets a drained agent hold again what is wanted of it.",
         undrain,
         WAITING,
+    ),
+    Command(
+        ("agent", "remove"),
+        "Forgets an agent of which nothing is left: not connected, fenced, nothing presented or exported.",
+        remove,
+        (AGENT,),
     ),
     Command(
         ("agent", "confirm-dead"),

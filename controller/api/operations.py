@@ -317,6 +317,16 @@ OPERATIONS: tuple[Operation, ...] = (
         mutating=True,
     ),
     Operation(
+        "agent.remove",
+        "DELETE",
+        "/v1/agents/{agent}",
+        "Forgets an agent that is fenced and not connected: nothing is presented at it, exported by it or owed.",
+        (_AGENT,),
+        "agent",
+        mutating=True,
+        role="admin",
+    ),
+    Operation(
         "agent.confirm_dead",
         "POST",
         "/v1/agents/{agent}/confirm-dead",

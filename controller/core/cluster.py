@@ -203,6 +203,11 @@ class Cluster:
         self.agents_by_name[agent.name] = agent
         self.incarnation_max = max(self.incarnation_max, agent.incarnation)
 
+    def forget_agent(self, agent: Agent) -> None:
+        """It is removed: nothing is left of it."""
+        del self.agents[agent.number], self.agents_by_name[agent.name]
+        self.fencing.forget(agent)
+
     def add_table(self, table: AgentTable) -> None:
         table.agent.tables[table.vdisk.number] = table
         table.vdisk.tables[table.agent.number] = table

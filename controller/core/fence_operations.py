@@ -1,4 +1,4 @@
-"""What operators order about an agent that is to hold nothing: fence, drain, undrain, confirm-dead (design: 7, 8).
+"""What operators order about an agent that is to end: fence, drain, undrain, confirm-dead, remove (design: 7, 8).
 
 Each says what it knows, container by container, and what it waits for; asked again it says how far it has come. Who
 says that a machine is off has to give its name twice, and may say it only of what cannot be asked: what is taken on
@@ -116,6 +116,41 @@ class FenceOperations:
             self._cluster.fencing.vouch(agent, now_ns)
         over = _is_over if agent.mapper else _is_vouched
         self._finish(request, agent, lambda: over(agent), now_ns, assumed=assumed)
+
+    def remove(self, request: Request, now_ns: int) -> None:
+        """Forget an agent of which nothing is left. Its certificate, if it is good, makes it a new one."""
+        cluster, agent = self._cluster, self._desk.agent(request.args["agent"])
+        reason, hint = self._kept_by(agent)
+        if reason:
+            raise Refusal("busy", f"agent {agent.name} {reason}", hint)
+        self._desk.accept(request)
+        cluster.journal.delete("agent", str(agent.number))
+        cluster.journal.put("counter", "incarnation", cluster.incarnation_max)  # none of its own is used again
+
+        def forgotten(now_ns: int) -> None:
+            if cluster.agents.get(agent.number) is agent and not agent.session:
+                cluster.forget_agent(agent)
+                cluster.log.add(now_ns, "info", "agent", f"agent {agent.name} is removed")
+            self._desk.reply(request, {"agent": agent.name})
+
+        cluster.journal.then(forgotten)
+
+    def _kept_by(self, agent: Agent) -> tuple[str, str]:
+        """Why it cannot be forgotten, and what would help; empty texts: it can."""
+        cluster, name = self._cluster, agent.name
+        exported = [one.name for one in cluster.containers.values() if one.exporter == agent.number]
+        owed = [one for one in cluster.allows.values() if agent.number in (one.agent, one.exporter)]
+        if agent.session:
+            return "is connected", "stop it, and revoke its certificate"
+        if agent.tables or any(agent.number in vdisk.presentations for vdisk in cluster.vdisks.values()):
+            return "has vdisks presented", "`segmap vdisk withdraw` takes them away"
+        if exported:
+            return f"exports container {exported[0]}", "containers cannot be moved to other hosts yet"
+        if agent.mapper and agent.standing in (Standing.ALIVE, Standing.FENCING):
+            return "is not fenced", f"`segmap agent fence {name} --wait`"
+        if owed or cluster.zeroing.owns_jobs(agent):
+            return "is still in the list of a container host", f"`segmap agent show {name}` says which"
+        return "", ""
 
     def _why(self, agent: Agent) -> str:
         if _is_over(agent):

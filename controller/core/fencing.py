@@ -247,6 +247,12 @@ class Fencing:
             if allow.exporter == exporter.number and self._cluster.bringup.withdraw_allow(allow):
                 self._deny(self._cluster.agents[allow.agent], allow, now_ns)
 
+    def forget(self, agent: Agent) -> None:
+        """It is removed; its number may be another's."""
+        self._denied.pop(agent.number, None)
+        self._watched.discard(agent.number)
+        self._expiring.discard(agent.number)
+
     def owed(self) -> list[Allow]:
         """Permissions of incarnations that are over, which nobody has confirmed to be taken back."""
         return [allow for allow in self._cluster.allows.values() if self._is_over(allow)]
@@ -320,4 +326,6 @@ class Fencing:
         for then in self._waiting.pop(agent.number, []):
             then(now_ns)
         cluster.zeroing.incarnation_over(agent.number, agent.incarnation, now_ns)
+        for exporter in sorted({allow.exporter for allow in self.owed()}):
+            self._settle(cluster.agents[exporter], now_ns)
         cluster.admission.fenced(agent, now_ns)

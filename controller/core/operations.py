@@ -115,6 +115,7 @@ OPERATIONS: Final[dict[str, OperationSpec]] = {
     "agent.fence": OperationSpec(_FENCING, True),
     "agent.drain": OperationSpec(_FENCING, True),
     "agent.undrain": OperationSpec(_FENCING, True),
+    "agent.remove": OperationSpec({"agent": _required(str)}, True),
     "agent.confirm_dead": OperationSpec({**_FENCING, "confirm": _required(str)}, True),
     "io.parked": OperationSpec({"agent": Argument(str, "")}),
     "cluster.check": OperationSpec({"run": Argument(int, 0)}),
@@ -167,6 +168,7 @@ class Operations:
             "agent.drain": fences.drain,
             "agent.undrain": fences.undrain,
             "agent.confirm_dead": fences.confirm_dead,
+            "agent.remove": fences.remove,
         }
         for name in OPERATIONS.keys() - self._handlers.keys():
             self._handlers[name] = getattr(self, "_" + name.replace(".", "_"))

@@ -232,6 +232,10 @@ class Zeroing:
                 kept.append((job, f"nobody knows how far zeroing got until {who} does it again, or is over"))
         return kept
 
+    def owns_jobs(self, agent: Agent) -> bool:
+        """True if any incarnation of the agent has segments to zero."""
+        return any(_payload(job)["agent"] == agent.number for job in self._jobs.values())
+
     def held_by(self, agent: Agent, failed: bool = False) -> int:
         """How many segments the agent's incarnation may still be zeroing; `failed`: those which only a fence ends."""
         return sum(

@@ -201,6 +201,39 @@ def test_one_that_was_said_to_be_dead_and_lives_is_told_loudly() -> None:
     assert denied(other) == [host_nqn("a", one.incarnation)]
 
 
+# --- remove ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_is_removed_when_nothing_is_left_of_it_and_its_incarnations_are_never_used_again() -> None:
+    rig, one, _, other = two_hosts()
+
+    def removed() -> str:
+        result = rig.ask("agent.remove", agent="a")
+        return "" if result == {"agent": "a"} else str(result.text)
+
+    assert "connected" in removed()
+    rig.ask("agent.drain", agent="a")
+    one.drop()
+    assert "presented" in removed()
+    rig.ask("vdisk.withdraw", name="v", agents=["a"])
+    assert "not fenced" in removed()
+    other.drop()
+    assert rig.ask("agent.fence", agent="a")["done"], "drained: nobody is waited for"
+    assert "list of a container host" in removed()
+    other.hello()
+    last = rig.core.cluster.incarnation_max
+    assert removed() == ""
+    assert [agent["name"] for agent in rig.ask("agent.list")["agents"]] == ["store", "b", "other"]
+    assert refusal(rig.ask("agent.show", agent="a")) == "not_found"
+    other.drop()
+    assert "exports container d" in rig.ask("agent.remove", agent="other").text
+    rig.restart()
+    assert rig.core.cluster.incarnation_max == last
+    again = rig.agent("a")
+    assert again.incarnation > last
+    assert not rig.core.cluster.agents_by_name["a"].draining
+
+
 # --- drain -----------------------------------------------------------------------------------------------------------
 
 

@@ -118,6 +118,11 @@ class DelayContainer:
     name: str
     base: str
 
+    @staticmethod
+    def faulty(storage: str) -> str:
+        """The name of the one that is exported instead of a bdev that can be made to fail."""
+        return f"faults-{storage}"
+
 
 NvmeContainer = NvmeTcpContainer | NvmePcieContainer
 BdevContainer = AioContainer | MallocContainer | NullContainer | ErrorContainer | DelayContainer

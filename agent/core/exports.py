@@ -31,7 +31,6 @@ from spdk_rpc.methods.bdev import Bdev
 CONTAINER_MODEL: Final = "segmap container"
 NSID: Final = 1
 SERIAL_LENGTH: Final = 20
-FAULTY_PREFIX: Final = "faults-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ def _bdev(container: ContainerConfig, uuid: str) -> Part:
         yield from attach(_created(container, uuid))
     if container.faults:
         error = ErrorContainer(name)
-        delay = DelayContainer(FAULTY_PREFIX + name, error.name)
+        delay = DelayContainer(DelayContainer.faulty(name), error.name)
         yield from attach(error)
         yield from attach(delay)
         name = delay.name

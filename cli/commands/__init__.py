@@ -12,6 +12,7 @@ from cli.commands import (
     daemons,
     doctor,
     fault_proxy,
+    fault_storage,
     io,
     maps,
     pki,
@@ -29,6 +30,7 @@ GROUPS: dict[str, str] = {
     "token": "Clients of the API that are not the controller's own user.",
     "pki": "Certificates of the controller and the agents.",
     "fault-proxy": "A bad network on demand, for test systems.",
+    "fault-storage": "Bad storage on demand, for test systems.",
 }
 
 COMMANDS: tuple[Command, ...] = (
@@ -45,4 +47,5 @@ COMMANDS: tuple[Command, ...] = (
     *pki.COMMANDS,
     *access.COMMANDS,
     *fault_proxy.COMMANDS,
+    *fault_storage.COMMANDS,
 )

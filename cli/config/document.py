@@ -74,7 +74,7 @@ EXPORT = Section(
             "faults",
             BOOLEAN,
             "In a test system: export a delay bdev `faults-BDEV` on an error bdev `EE_BDEV` on the storage's bdev. Both"
-            " do nothing until `spdk-rpc bdev_delay_update_latency` or `spdk-rpc bdev_error_inject_error` tells them.",
+            " do nothing until `segmap fault-storage`, or SPDK's own tools, tell them to.",
             "false",
         ),
     ),

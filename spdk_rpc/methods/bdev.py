@@ -139,6 +139,11 @@ def error_inject(name: str, io_type: str, error_type: str, num: int = 1) -> Call
     return Call("bdev_error_inject_error", params, read_true)
 
 
+def error_resume(name: str) -> Call[bool]:
+    """``bdev_error_resume_pending``"""
+    return Call("bdev_error_resume_pending", {"name": name}, read_true)
+
+
 def delay_create(name: str, base_bdev_name: str, read_us: int = 0, write_us: int = 0) -> Call[str]:
     """``bdev_delay_create``: the name. Reads and writes end so many microseconds later."""
     params: dict[str, Any] = {"name": name, "base_bdev_name": base_bdev_name}

@@ -15,6 +15,7 @@ from cli.client import UnreachableError
 from controller.api.errors import ApiError
 from spdk_rpc.call import Call
 from spdk_rpc.client import AsyncRpcClient
+from spdk_rpc.containers import DelayContainer, ErrorContainer
 from spdk_rpc.errors import RpcFailure
 from spdk_rpc.methods import bdev
 from tests.chaos.machines import Machines, SmallDisk
@@ -213,10 +214,10 @@ class Breaker:
         assert isinstance(config, AgentConfig)
         if fault.kind is Kind.ERRORS:
             io_type = ("all" if fault.size % 2 else "write") if on else "clear"
-            calls: list[Call[Any]] = [bdev.error_inject(f"EE_{name}", io_type, "failure", fault.size)]
+            calls: list[Call[Any]] = [bdev.error_inject(ErrorContainer(name).name, io_type, "failure", fault.size)]
         else:
             size = fault.size if on else 0
-            calls = [bdev.delay_update(f"faults-{name}", kind, size) for kind in LATENCIES]
+            calls = [bdev.delay_update(DelayContainer.faulty(name), kind, size) for kind in LATENCIES]
         async with AsyncRpcClient(config.rpc_path, timeout_s=RPC_S) as client:
             while calls:
                 try:

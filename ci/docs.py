@@ -6,6 +6,8 @@ Each page is a function that yields lines. A page that differs from its table ma
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from cli.config.document import DOCUMENT  # noqa: E402
 from cli.config.schema import Key, ListOf, Required, Section  # noqa: E402
 from cli.exit_codes import MEANING as EXIT_MEANING  # noqa: E402
 from controller.api import access, errors, operations  # noqa: E402
+from spdk_rpc import reference  # noqa: E402
 
 MADE = "Generated from the code by `make docs`; change the table there, not this page."
 
@@ -171,12 +174,62 @@ def refusals_page() -> Iterator[str]:
     yield from refusals.page()
 
 
+def rpc_page() -> Iterator[str]:
+    yield "# JSON-RPC methods of virtual disks"
+    yield ""
+    yield f"{MADE} `segmap_tgt` and `segmap target` have these beside SPDK's own, with the same results and errors."
+    yield ""
+    yield "They say what a disk is and show what it does; what its table holds comes over the data plane's socket"
+    yield "(docs/wire.md). `save_config` keeps a disk's identity, never its table. On the command line:"
+    yield "`spdk-rpc --plugin spdk_rpc.plugin bdev_segmap_get`. What is missing, unknown or of another type:"
+    yield f"error {reference.DECODE}."
+    for method in reference.METHODS:
+        yield from rpc_lines(method)
+
+
+def rpc_lines(method: reference.Method) -> Iterator[str]:
+    yield ""
+    yield f"## {method.name}"
+    yield ""
+    yield method.doc
+    yield ""
+    yield "| parameter | | type | |"
+    yield "|---|---|---|---|"
+    for parameter in method.parameters:
+        need = "required" if parameter.required else f"optional, {parameter.default}"
+        yield f"| `{parameter.name}` | {cell(need)} | {parameter.kind} | {cell(parameter.doc)} |"
+    yield ""
+    yield f"Result: {method.result}."
+    if method.members:
+        yield ""
+        yield "| member | |"
+        yield "|---|---|"
+        yield from (f"| `{member.name}` | {cell(member.doc)} |" for member in method.members)
+    yield ""
+    yield "| error | |"
+    yield "|---|---|"
+    yield from (f"| {code} | {cell(when)} |" for code, when in method.errors)
+    yield ""
+    yield "```json"
+    yield from example({"jsonrpc": "2.0", "id": 1, "method": method.name, "params": method.params})
+    yield from example({"jsonrpc": "2.0", "id": 1, "result": method.example})
+    yield "```"
+
+
+def example(document: object) -> Iterator[str]:
+    """Indented JSON; lists of numbers on one line."""
+    text = json.dumps(document, indent=2)
+    numbers = re.compile(r"\[\s*(\d+(?:,\s*\d+)*)\s*\]")
+    yield from numbers.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text).splitlines()
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/api.md": api_page,
     "docs/claims.md": claims_page,
     "docs/cli.md": cli_page,
     "docs/config.md": config_page,
     "docs/refusals.md": refusals_page,
+    "docs/rpc.md": rpc_page,
     "docs/wire.md": lambda: iter(generate.text("wire-reference").splitlines()),
     "dataplane/bdev_segmap/segmap_wire.h": lambda: iter(generate.text("c-header").splitlines()),
 }

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from channel.messages import Admit, BindSlot, SetEntries, TableSlots, TableStatus
+from channel.messages import Admit, BindSlot, SetEntries, TableSlots, TableStatus, UnbindSlot
 from channel.values import AttachFlags, Header
 from dataplane.embedded.nvme_host import NvmeStatusError, NvmeTcpHost
 from mapping.entry import pack
@@ -59,6 +59,7 @@ class Scene:
         self.host: NvmeTcpHost
         self.slow: SlowBdev
         self.finishing = True
+        self.deleted = False
         self.address: dict[str, str] = {}
 
     async def rpc(self, method: str, **params: Any) -> Any:
@@ -179,7 +180,8 @@ async def scene_of(name: str, directory: Path) -> AsyncIterator[Scene]:
                     await scene.build()
                     yield scene
                     await scene.close()
-                    await scene.rpc("bdev_segmap_delete", name="v")
+                    if not scene.deleted:
+                        await scene.rpc("bdev_segmap_delete", name="v")
                     await scene.rpc("bdev_nvme_detach_controller", name="far")
                 finally:
                     finishing.cancel()
@@ -218,13 +220,7 @@ def test_the_flush_after_a_lost_connection_fails_once(name: str, runtime_dir: Pa
 
 def test_a_write_that_a_lost_connection_broke_holds_up_barriers(name: str, runtime_dir: Path) -> None:
     async def act(scene: Scene) -> None:
-        scene.finishing = False
-        writing = asyncio.ensure_future(scene.host.write(1, 0, b"w" * 4096))
-        while not scene.slow.waiting:
-            await asyncio.sleep(0.001)
-        await scene.interrupt()
-        with pytest.raises(NvmeStatusError):
-            await writing
+        await leave_a_write(scene)
         assert (await scene.rpc("bdev_segmap_get_stats"))["bdevs"][0]["unsettled"] == 1
         waiting = scene.barrier()
         assert await scene.set(1, 0) is Status.OK, "what comes later is answered"
@@ -234,6 +230,54 @@ def test_a_write_that_a_lost_connection_broke_holds_up_barriers(name: str, runti
         assert (await waiting)[0].status is Status.OK
         await scene.until_state(True)
         assert (await scene.rpc("bdev_segmap_get_stats"))["bdevs"][0]["unsettled"] == 0
+        await scene.host.read(1, 0, 512)
+
+    play(name, runtime_dir, act)
+
+
+async def leave_a_write(scene: Scene) -> None:
+    """A write that has failed for its host and still runs at the container, which cannot be reached."""
+    scene.finishing = False
+    writing = asyncio.ensure_future(scene.host.write(1, 0, b"w" * 4096))
+    while not scene.slow.waiting:
+        await asyncio.sleep(0.001)
+    await scene.interrupt()
+    with pytest.raises(NvmeStatusError):
+        await writing
+
+
+def test_a_disk_is_listed_until_what_was_lost_has_ended(name: str, runtime_dir: Path) -> None:
+    async def act(scene: Scene) -> None:
+        await leave_a_write(scene)
+        deleting = asyncio.ensure_future(scene.rpc("bdev_segmap_delete", name="v"))
+        loop = asyncio.get_running_loop()
+        with RpcClient(scene.plane.rpc_socket, timeout_s=20) as other:
+            while (await loop.run_in_executor(None, other.call, "bdev_segmap_get"))[0]["present"]:
+                await asyncio.sleep(0.01)
+            assert not deleting.done()
+            (stats,) = (await loop.run_in_executor(None, other.call, "bdev_segmap_get_stats"))["bdevs"]
+            assert stats["unsettled"] == 1
+            scene.finishing = True
+            await scene.listen()
+            assert await deleting is True
+            assert await loop.run_in_executor(None, other.call, "bdev_segmap_get") == []
+        scene.deleted = True
+
+    play(name, runtime_dir, act)
+
+
+def test_the_same_host_at_the_same_place_settles_what_was_lost(name: str, runtime_dir: Path) -> None:
+    async def act(scene: Scene) -> None:
+        await leave_a_write(scene)
+        waiting = scene.barrier()
+        assert (await scene.daemon.ask(UnbindSlot(5), scene.daemon.header(table=0))).status is Status.BUSY
+        await scene.rpc("bdev_nvme_detach_controller", name="far")
+        scene.finishing = True
+        await scene.listen()
+        await scene.attach()
+        assert not waiting.done()
+        assert (await scene.bind(0)).status is Status.OK
+        assert (await waiting)[0].status is Status.OK
         await scene.host.read(1, 0, 512)
 
     play(name, runtime_dir, act)

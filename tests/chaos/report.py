@@ -27,6 +27,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
         ("by victim", _counted(faults["victims"])),
         ("disks that came and went", _counted(report["tenants"])),
         ("map faults answered", str(report["map_faults_answered"])),
+        ("checks meanwhile", str(report["audits"])),
         ("violations", str(len(report["violations"]))),
     ]
     return [row for row in found if row[1]]

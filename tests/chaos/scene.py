@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +39,8 @@ STORE_DISK_BYTES: Final = 96 * MIB
 CONTAINER_DISK_BYTES: Final = 2 * CONTAINER_BYTES + 24 * MIB
 WORKERS: Final = 4
 TENANTS: Final = 2
+AUDIT_S: Final = 3.0
+THREADS: Final = 64
 PAUSE_S: Final = 0.04
 CONVERGED_S: Final = 90.0
 TIMES: Final[dict[str, Any]] = {"park_limit_s": 6.0, "space_deadline_s": 4.0, "io_deadline_s": 5.0}
@@ -59,6 +62,7 @@ class Scene:
         self._answered = 0
         self._answered_before = 0
         self._converged_s = 0.0
+        self._audits = 0
         self._tenants: list[Tenant] = []
         self._load: Load
         self._breaker: Breaker
@@ -118,6 +122,8 @@ class Scene:
 
     async def play(self) -> None:
         """All of it; what went wrong is in `violations`."""
+        # Calls to a stopped controller must not keep faults from being undone.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         network = Machines(("controller", *AGENTS)) if self._enclosed else Wires(AGENTS, MAPPERS)
         try:
             if isinstance(network, Wires):
@@ -146,7 +152,7 @@ class Scene:
         self._breaker = Breaker(cluster, network, self._disks, weather, self.story)
         self._tenants = [Tenant(number, self.seed, cluster, load, weather, HOST) for number in range(1, TENANTS + 1)]
         watching = asyncio.create_task(self._count_faults(cluster))
-        doing = asyncio.create_task(self._work(load))
+        doing = asyncio.create_task(self._work(cluster, load))
         breaking = asyncio.create_task(self._break(faults))
         try:
             await asyncio.wait({doing, breaking}, return_when=asyncio.FIRST_EXCEPTION)
@@ -159,10 +165,11 @@ class Scene:
                 task.cancel()
             await asyncio.gather(watching, doing, breaking, return_exceptions=True)
 
-    async def _work(self, load: Load) -> None:
+    async def _work(self, cluster: Cluster, load: Load) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(load.run())
+                group.create_task(self._keep_auditing(cluster, load))
                 for tenant in self._tenants:
                     group.create_task(tenant.run(MAPPERS))
         except BaseExceptionGroup as failed:
@@ -229,6 +236,16 @@ class Scene:
         containers = (await cluster.call("container.list"))["containers"]
         return not any(container["segments"]["mapped"] for container in containers)
 
+    async def _keep_auditing(self, cluster: Cluster, load: Load) -> None:
+        """A check is never wrong, whatever goes on; what it could not look at it says."""
+        while load.going:
+            await pause(AUDIT_S)
+            try:
+                await self._audit(cluster, "meanwhile")
+                self._audits += 1
+            except (UnreachableError, ApiError):
+                continue  # the controller is down, or another one since
+
     async def _audit(self, cluster: Cluster, when: str) -> None:
         """`segmap check`."""
         answer = await cluster.call("cluster.check", run=0)
@@ -262,6 +279,7 @@ class Scene:
                 "victims": dict(breaker.victims) if breaker else {},
             },
             "tenants": dict(sum((tenant.done for tenant in self._tenants), Counter[str]())),
+            "audits": self._audits,
             "map_faults_answered": self._answered_before + self._answered,
             "violations": self.violations,
         }

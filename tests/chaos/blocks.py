@@ -37,10 +37,12 @@ class Attempt:
 class Block(Register):
     """A register with what is told of it when something is wrong."""
 
-    __slots__ = ("history", "unsettled")
+    __slots__ = ("disk", "history", "number", "unsettled")
 
     def __init__(self, disk: int, number: int) -> None:
         super().__init__((disk, number))
+        self.disk = disk
+        self.number = number
         self.history: deque[str] = deque(maxlen=HISTORY_KEPT)
         self.unsettled: list[Attempt] = []
 
@@ -56,9 +58,8 @@ def tagged(disk: int, block: int, number: int, host: int) -> bytes:
 
 def seen(block: Block, data: bytes, floor: int) -> int:
     """Check what a read gave, and take it into the history; the number. Raises HistoryBroken."""
-    disk, number = block.key  # type: ignore[misc]
     found = min(
-        block.check(_numbers(block, disk, number, data[at : at + SECTOR]), floor)
+        block.check(_numbers(block, data[at : at + SECTOR]), floor)
         for at in ((0,) if _alike(data) else range(0, BLOCK, SECTOR))
     )
     block.floor = max(block.floor, found)
@@ -69,7 +70,7 @@ def _alike(data: bytes) -> bool:
     return data[:SECTOR] * (BLOCK // SECTOR) == data
 
 
-def _numbers(block: Block, disk: int, place: int, sector: bytes) -> list[int]:
+def _numbers(block: Block, sector: bytes) -> list[int]:
     """Which writes a sector's bytes can be from."""
     if not any(sector):
         return block.zeroings
@@ -77,6 +78,6 @@ def _numbers(block: Block, disk: int, place: int, sector: bytes) -> list[int]:
     magic, of_disk, of_block, _host, _, number = _TAG.unpack(head)
     if magic != _MAGIC or head * (SECTOR // _TAG.size) != sector:
         raise HistoryBroken(f"block {block.key} reads what nobody wrote: {sector[:64].hex()}")
-    if (of_disk, of_block) != (disk, place):
+    if (of_disk, of_block) != (block.disk, block.number):
         raise HistoryBroken(f"block {block.key} reads write {number} of {(of_disk, of_block)}: foreign data")
     return [number]

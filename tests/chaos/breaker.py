@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,7 @@ class Breaker:
             container.name: name for name, containers in cluster.exporters.items() for container in containers
         }
         self._down: Counter[str] = Counter()
+        self._daemons = threading.Lock()
         self._cuts: Counter[tuple[str, str]] = Counter()
         self.kinds: Counter[str] = Counter()
         self.victims: Counter[str] = Counter()
@@ -134,14 +136,16 @@ class Breaker:
 
     def _kill_daemon(self, daemon: Daemon) -> Callable[[], None]:
         """Two faults may hold one down: it comes back when the last of them ends."""
-        self._down[daemon.name] += 1
-        if daemon.process is not None and daemon.process.poll() is None:
-            daemon.kill()
+        with self._daemons:
+            self._down[daemon.name] += 1
+            if daemon.process is not None and daemon.process.poll() is None:
+                daemon.kill()
 
         def undo() -> None:
-            self._down[daemon.name] -= 1
-            if not self._down[daemon.name]:
-                daemon.start()
+            with self._daemons:
+                self._down[daemon.name] -= 1
+                if not self._down[daemon.name]:
+                    daemon.start()
 
         return undo
 

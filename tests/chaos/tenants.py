@@ -85,7 +85,10 @@ class Tenant:
             async with asyncio.timeout(CONNECT_S):
                 return await self._cluster.connect(name, agent, hostnqn=nqn, **self._options)
 
-        return await self._until(f"a connection to {name} by {agent}", connect, (NvmeHostError, TimeoutError))
+        host: NvmeTcpHost | None = await self._until(
+            f"a connection to {name} by {agent}", connect, (NvmeHostError, TimeoutError)
+        )
+        return host
 
     async def _insist(self, operation: str, fine: set[str], **arguments: Any) -> None:
         async def call() -> bool:

@@ -29,7 +29,7 @@ def test_a_cut_and_its_end(runtime_dir: Path) -> None:
     control = runtime_dir / "control"
     with socket.create_server(("127.0.0.1", 0)) as server:
         to = f"127.0.0.1:{server.getsockname()[1]}"
-        command = [*SEGMAP, "run", control, "--to", to, "--json"]
+        command = [*SEGMAP, "run", str(control), "--to", to, "--json"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as proxy:
             try:
                 assert proxy.stdout is not None

@@ -451,7 +451,7 @@ segmap_disk_create(const struct segmap_disk_opts *opts, char *detail)
 	int rc;
 
 	detail[0] = '\0';
-	if (spdk_bdev_get_by_name(opts->name) != NULL) {
+	if (spdk_bdev_get_by_name(opts->name) != NULL || segmap_disk_find(opts->name) != NULL) {
 		return -EEXIST;
 	}
 	if (segmap_geometry_check(&opts->geometry) != 0 || !segmap_slots_fit(&opts->geometry, &opts->slots, detail)) {
@@ -523,6 +523,9 @@ segmap_disk_resize(struct segmap_disk *disk, uint64_t segment_count)
 	uint64_t before = geometry.segment_count;
 	int rc;
 
+	if (disk->removing) {
+		return -EBUSY;
+	}
 	geometry.segment_count = segment_count;
 	if (segmap_geometry_check(&geometry) != 0) {
 		return -EINVAL;
@@ -535,6 +538,7 @@ segmap_disk_resize(struct segmap_disk *disk, uint64_t segment_count)
 	if (rc != 0) {
 		return rc;
 	}
+	disk->prefetches = segment_count > PREFETCH_SEGMENTS;
 	return spdk_bdev_notify_blockcnt_change(&disk->bdev, segment_count * disk->engine.blocks_per_segment);
 }
 

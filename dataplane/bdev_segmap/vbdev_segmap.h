@@ -99,7 +99,7 @@ struct segmap_disk {
 	struct segmap_engine engine;
 	uint32_t block_shift;
 	uint32_t segment_shift; /* of blocks; SEGMAP_NO_SHIFT if a segment's are no power of two */
-	bool prefetches; /* its table does not fit into the processor's cache */
+	_Atomic(bool) prefetches; /* its table does not fit into the processor's cache */
 	bool removing;
 	bool leaving; /* the bdev layer has done with it: it goes when all has settled */
 	bool gone; /* its channels are; nothing is left to be turned */

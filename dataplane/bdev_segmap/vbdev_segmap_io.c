@@ -185,12 +185,12 @@ tell_drained(struct segmap_io *io)
 
 /* The container I/O of the part has ended; or none could be begun, and this is still its submission. */
 static void
-container_done(struct segmap_io *io, enum segmap_status status, bool inside_submission)
+container_done(struct segmap_io *io, enum segmap_status status, uint64_t now, bool inside_submission)
 {
 	struct segmap_disk_channel *channel = io->channel;
 	bool drained;
 
-	if (segmap_channel_complete(&channel->core, &io->part, status, io->settled, now_ticks(channel), &drained) ==
+	if (segmap_channel_complete(&channel->core, &io->part, status, io->settled, now, &drained) ==
 	    SEGMAP_STEP_ASK_OWNER) {
 		io->drained = drained;
 		ask_owner(io, owner_complete);
@@ -218,10 +218,10 @@ touch(struct segmap_disk *disk, uint32_t slot)
 
 /* To a turn of the thread's loop: this costs no look at the clock. */
 static void
-note_latency(struct segmap_io *io, uint64_t since_ticks)
+note_latency(struct segmap_io *io, uint64_t since_ticks, uint64_t now)
 {
 	struct segmap_disk_channel *channel = io->channel;
-	uint64_t now = now_ticks(channel), ticks = now > since_ticks ? now - since_ticks : 0;
+	uint64_t ticks = now > since_ticks ? now - since_ticks : 0;
 
 	channel->latency[io->part.operation != SEGMAP_OPERATION_READ][segmap_latency_bucket(ticks)]++;
 }
@@ -230,9 +230,10 @@ static void
 base_io_done(struct spdk_bdev_io *base_io, bool success, void *ctx)
 {
 	struct segmap_io *io = ctx;
+	uint64_t now = now_ticks(io->channel);
 
 	if (spdk_likely(success)) {
-		note_latency(io, spdk_bdev_io_get_submit_tsc(base_io));
+		note_latency(io, spdk_bdev_io_get_submit_tsc(base_io), now);
 		if (io->part.operation != SEGMAP_OPERATION_READ) {
 			touch(io->channel->disk, segmap_slot_of(io->part.entry));
 		}
@@ -241,7 +242,7 @@ base_io_done(struct spdk_bdev_io *base_io, bool success, void *ctx)
 	}
 	spdk_bdev_free_io(base_io);
 	segmap_path_release(io->path);
-	container_done(io, success ? SEGMAP_STATUS_OK : SEGMAP_STATUS_IO_ERROR, false);
+	container_done(io, success ? SEGMAP_STATUS_OK : SEGMAP_STATUS_IO_ERROR, now, false);
 }
 
 /* Out of memory below: the part has not begun after all, and is tried again from the start when there is some. */
@@ -324,11 +325,11 @@ forward(struct segmap_io *io)
 
 	if (spdk_unlikely(path == NULL || physical == 0 ||
 			  physical >= atomic_load_explicit(&container->segment_count, memory_order_relaxed))) {
-		container_done(io, SEGMAP_STATUS_IO_ERROR, true);
+		container_done(io, SEGMAP_STATUS_IO_ERROR, now_ticks(io->channel), true);
 		return;
 	}
 	if (part->operation == SEGMAP_OPERATION_UNMAP && !path->unmaps) {
-		container_done(io, SEGMAP_STATUS_OK, true);
+		container_done(io, SEGMAP_STATUS_OK, now_ticks(io->channel), true);
 		return;
 	}
 	if (part->operation != SEGMAP_OPERATION_READ) {
@@ -347,7 +348,7 @@ forward(struct segmap_io *io)
 		return;
 	}
 	segmap_path_release(path);
-	container_done(io, SEGMAP_STATUS_IO_ERROR, true);
+	container_done(io, SEGMAP_STATUS_IO_ERROR, now_ticks(io->channel), true);
 }
 
 /* ---- parts ---- */

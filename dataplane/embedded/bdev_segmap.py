@@ -167,8 +167,8 @@ class SegmapBdev(Bdev):
         if self._drained is not None:
             self._check_drained()
 
-    def complete_unsettled(self, part: Part, status: Status, container: Container) -> None:
-        """Like `complete`, but the container may still do it: barriers wait until the container is attached anew."""
+    def complete_unsettled(self, part: Part, status: Status, container: Container, bdev: Bdev | None) -> None:
+        """Like `complete`, but `bdev` may still do it: barriers wait until the container is attached anew."""
 
         def settled() -> None:
             self._unsettled -= 1
@@ -176,7 +176,7 @@ class SegmapBdev(Bdev):
             self._check_drained()
 
         self._unsettled += 1
-        container.unsettled.append(settled)
+        container.keep_unsettled(settled, bdev)
         self.host.run(self.engine.complete(part, status, self._clock(), settled=False))
 
     def windowed(self, host_io: HostIo, begun: bool) -> None:
@@ -429,7 +429,7 @@ class HostIo:
         if io.settled:
             self.disk.complete(part, io.status)
         else:
-            self.disk.complete_unsettled(part, io.status, container)
+            self.disk.complete_unsettled(part, io.status, container, io.bdev)
 
     def _read(self, part: Part, container: Container, bdev: Bdev, offset: int, length: int) -> None:
         begun_ns = self.disk.host.clock()
@@ -475,7 +475,8 @@ class HostIo:
     def give_up(self, part: Part, status: Status, sent: bool) -> None:
         """Its container's bdev has gone, and no other has come in time."""
         if sent:
-            self.disk.complete_unsettled(part, status, self.disk.host.containers[part.slot])
+            container = self.disk.host.containers[part.slot]
+            self.disk.complete_unsettled(part, status, container, container.bdev)
         else:
             self.disk.complete(part, status)
 

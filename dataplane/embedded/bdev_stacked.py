@@ -24,6 +24,8 @@ class StackedBdev(Bdev):
     """Passes everything on to `base`. What is told of losses and of what is behind it is the base's."""
 
     def __init__(self, layer: BdevLayer, base: Bdev, name: str, identity: uuid.UUID | None = None) -> None:
+        if base.claim is not None:
+            raise BdevError(errno.EPERM)  # before anything of the base's holder is touched
         self.base = base
         super().__init__(name, base.block_size, base.block_count, identity or uuid.uuid5(_NAMES, f"{name} {base.uuid}"))
         self.read_only = base.read_only

@@ -4,7 +4,8 @@ INITIALIZE writes the label, and refuses a bdev that holds something: another co
 or last segment. FORCE writes over it. Binding is serialised per slot; a slot whose bdev was lost may be bound again to
 the same container. A bdev that comes back from a lost connection is verified again before any I/O goes on; if it is
 not the container any more, the slot has lost its bdev. RENEW writes a verified label anew, with the store's newer
-generation. ENDED says that the process is over which the slot's former bdev led to, and with it what it still did.
+generation. ENDED says that the processes are over which the slot's former bdevs led to, and with them what they still
+did.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class ContainerBinder:
             container.label, container.close = label, close
             again = bdev.origin is not None and bdev.origin == container.origin
             container.origin = bdev.origin
-            container.found(bdev, again or bool(request.flags & AttachFlags.ENDED))
+            container.found(bdev, again, bool(request.flags & AttachFlags.ENDED))
         container.origin = bdev.origin
         return container
 
@@ -174,8 +175,8 @@ class ContainerBinder:
         if slot in self._binding:
             return Status.BUSY, f"slot {slot} is being bound"
         known = self._host.containers.get(slot)
-        unsettled = known is not None and known.unsettled
-        status = Status.BUSY if unsettled else self._host.plane.unbind_slot(slot)
+        pending = known is not None and (known.unsettled or known.stranded or known.held)
+        status = Status.BUSY if pending else self._host.plane.unbind_slot(slot)
         if status is not Status.OK:
             return status, f"slot {slot} is " + ("in use" if status is Status.BUSY else "not bound")
         container = self._host.containers.pop(slot)

@@ -380,6 +380,8 @@ class NvmeTcpHost:
             if isinstance(error, TimeoutError):
                 raise NvmeHostError(f"{self.traddr}:{self.trsvcid}: no controller in time") from None
             raise
+        if session.over:
+            raise NvmeHostError(f"{self.traddr}:{self.trsvcid}: the controller was lost as soon as it was ready")
         self._session = session
         self.namespaces = dict(session.controller.namespaces)
 

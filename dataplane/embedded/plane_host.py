@@ -58,6 +58,7 @@ class Container:
 
     `unsettled`: what to do about parts that have ended for their hosts, but may still be written here, once they
     cannot: the container was attached anew as `origin` (see Bdev), or its former host's process is known to be over.
+    `stranded`: the same, of parts that were sent elsewhere: only the end of all former processes ends them.
     """
 
     slot: int
@@ -68,6 +69,7 @@ class Container:
     losses_before: int = 0
     origin: tuple[object, ...] | None = None
     unsettled: list[Callable[[], None]] = field(default_factory=list)
+    stranded: list[Callable[[], None]] = field(default_factory=list)
     held: HeldParts = field(default_factory=HeldParts)
 
     @property
@@ -90,19 +92,29 @@ class Container:
             self.changed()
             self.close()
 
-    def found(self, bdev: Bdev, ended: bool) -> None:
-        """There is a bdev again, verified. `ended`: nothing from before is being done at the one before."""
+    def found(self, bdev: Bdev, again: bool, ended: bool) -> None:
+        """There is a bdev again, verified. Nothing from before is being done at the one before, if it is that one
+        `again`, or at any, if all former processes have `ended`."""
         self.losses_before -= bdev.losses
         self.bdev = bdev
-        if ended:
-            self.settle()
-        self.held.arrived(ended)
+        if again or ended:
+            self.settle(everywhere=ended)
+        self.held.arrived(again or ended)
+        if not again and not ended:
+            self.stranded += self.unsettled
+            self.unsettled = []
 
-    def settle(self) -> None:
-        """Nothing from before is being done there any more."""
-        unsettled, self.unsettled = self.unsettled, []
-        for settled in unsettled:
+    def settle(self, everywhere: bool = False) -> None:
+        """Nothing from before is being done there any more; or where it was before that, either."""
+        over, self.unsettled = self.unsettled, []
+        if everywhere:
+            over, self.stranded = over + self.stranded, []
+        for settled in over:
             settled()
+
+    def keep_unsettled(self, settled: Callable[[], None], bdev: Bdev | None) -> None:
+        """A part has failed that was sent to `bdev`, which may be a former one."""
+        (self.unsettled if self.bdev in (None, bdev) else self.stranded).append(settled)
 
 
 class PlaneHost:
@@ -208,7 +220,7 @@ class PlaneHost:
         """The process ends: nobody asks any more whether its I/O has ended."""
         for container in self.containers.values():
             container.held.fail()
-            container.settle()
+            container.settle(everywhere=True)
 
     def close(self) -> None:
         """No more ticks."""

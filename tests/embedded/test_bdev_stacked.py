@@ -179,3 +179,19 @@ def test_no_more_than_so_many_are_remembered() -> None:
     with pytest.raises(BdevError) as caught:
         stack.error()
     assert caught.value.errno == errno.ENOMEM and stack.base.claim is None
+
+
+def test_one_that_is_refused_leaves_the_verification_of_the_base_to_its_holder() -> None:
+    async def verify() -> bool:
+        return True
+
+    async def story(stack: Stack) -> None:
+        stack.layer.claim(stack.base, stack, "read_many_write_one")
+        stack.base.verify, stack.base.refused = verify, True
+        with pytest.raises(BdevError) as caught:
+            stack.error()
+        assert caught.value.errno == errno.EPERM
+        assert stack.base.verify is verify and stack.base.refused
+        stack.layer.release(stack.base, stack)
+
+    play(story)

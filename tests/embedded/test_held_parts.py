@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from channel.messages import BindSlot, Response
+from channel.messages import BindSlot, Response, SetEntries, TableSlots, UnbindSlot
 from channel.values import AttachFlags
 from dataplane.embedded import held_parts
 from dataplane.embedded.bdev import transfer
@@ -16,7 +16,7 @@ from mapping.rules import Operation
 from mapping.status import Status
 from tests.embedded.scripted_daemon import CLUSTER, on_loop, read, settle, write
 from tests.embedded.test_bdev_nvme import HOST, SEGMENT
-from tests.embedded.test_reconnect import NQN, SlowRemote, until
+from tests.embedded.test_reconnect import NQN, TABLE, SlowRemote, until
 
 
 class MovingRemote(SlowRemote):
@@ -174,3 +174,37 @@ async def test_a_disk_is_deleted_while_io_is_held(tmp_path: Path) -> None:
         waiting = read(rig.disk, 0)
         await rig.mapper.call("bdev_segmap_delete", name="v")
         assert waiting.status is Status.CANCELLED
+
+
+@on_loop
+async def test_what_was_sent_to_the_old_address_is_not_settled_by_the_new_one(tmp_path: Path) -> None:
+    async with MovingRemote(tmp_path) as rig:
+        await rig.leave()
+        await rig.attach_elsewhere()
+        assert (await rig.bound()).status is Status.OK
+        begun = rig.disk.engine.generations
+        await rig.interrupt()
+        await rig.listen()
+        reading = read(rig.disk, 0)
+        await rig.finish_until(lambda: reading.ended)
+        assert (reading.status, begun.begun) == (Status.OK, 1), "another process has let us in"
+        await rig.interrupt()
+        await rig.detach()
+        await rig.attach_elsewhere()
+        assert (await rig.bound(AttachFlags.ENDED)).status is Status.OK
+        assert begun.begun == 0, "all former ones are over"
+
+
+@on_loop
+async def test_a_slot_is_not_unbound_under_held_io(tmp_path: Path) -> None:
+    async with MovingRemote(tmp_path) as rig:
+        writing = await rig.leave()
+        daemon = rig.daemon
+        answer = await daemon.ask(SetEntries(0, 1, [0]), daemon.next(table=TABLE))
+        assert answer.status is Status.OK
+        assert (await daemon.ask(TableSlots([]), daemon.header(table=TABLE))).status is Status.OK
+        assert (await daemon.ask(UnbindSlot(0), daemon.header(table=0))).status is Status.BUSY
+        await rig.attach_elsewhere()
+        assert (await rig.bound(AttachFlags.ENDED)).status is Status.OK
+        await rig.finish_until(lambda: writing.ended)
+        assert (await daemon.ask(UnbindSlot(0), daemon.header(table=0))).status is Status.OK

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.embedded.nvme_host import NvmeStatusError, NvmeTcpHost, ReconnectPolicy
+from dataplane.embedded.nvme_host import NvmeStatusError, NvmeTcpHost, ReconnectPolicy, _Session
 from dataplane.embedded.patient_host import PatientHost
 from fabric.nvme_tcp.host_command import HostCommand
 from fabric.nvme_tcp.spec import DNR, Status
@@ -220,3 +220,26 @@ def test_only_what_concerns_the_path_is_tried_again(
                 assert caught.value.status == status
 
     asyncio.run(work())
+
+
+def test_a_connection_that_is_lost_as_soon_as_it_is_there_is_made_anew(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates = ["lost at once"]
+    start = _Session.start
+
+    def start_doomed(session: _Session) -> None:
+        start(session)
+        if fates:
+            fate = fates.pop()
+            session.ready.add_done_callback(lambda _: session.lost(fate))
+
+    async def run() -> None:
+        async with connected(runtime_dir) as (_, host):
+            monkeypatch.setattr(_Session, "start", start_doomed)
+            cut(host)
+            async with asyncio.timeout(5):
+                await host.write(1, 0, b"1" * 512)
+            assert not fates and host.connected
+
+    asyncio.run(run())

@@ -342,6 +342,8 @@ class ControllerShell:
         """Told to the core before all that waits to be stepped: from then on it makes no commits of its own accord."""
         if self._core is not None:
             self._full = error is not None
+            for former in [event for event in self._inbox if isinstance(event, StoreSpaceChanged)]:
+                self._inbox.remove(former)
             self._inbox.appendleft(StoreSpaceChanged("" if error is None else str(error)))
             self._schedule()
 

@@ -22,7 +22,6 @@ from controller.core.cluster import Cluster
 from controller.core.drift import DriftWatch
 from controller.core.effects import Close, Depose, Send, Welcome
 from controller.core.holdings import NOTHING
-from controller.store.interface import JsonValue
 from mapping.plane import SESSIONS_MAX
 from mapping.status import Status
 
@@ -227,8 +226,8 @@ class Admission:
         cluster = self._cluster
         cluster.incarnation_max += 1
         incarnation = cluster.incarnation_max
-        record: dict[str, JsonValue] = {
-            **{key: value for key, value in agent.record().items() if key != "vouched"},
+        agent.vouched = False
+        agent.coming = {
             "roles": hello.roles,
             "instance": hello.instance.hex(),
             "machine": hello.machine.hex(),
@@ -238,6 +237,7 @@ class Admission:
 
         def admitted(now_ns: int) -> None:
             agent.admitting = agent.replaced = agent.vouched = False
+            agent.coming = {}
             agent.roles, agent.instance, agent.incarnation = hello.roles, hello.instance, incarnation
             agent.machine = hello.machine
             agent.standing, agent.epoch = Standing.ALIVE, hello.header.epoch
@@ -252,7 +252,7 @@ class Admission:
                 self._consider(agent, now_ns)
 
         agent.admitting = True
-        cluster.journal.put("agent", str(agent.number), record)
+        cluster.journal.put("agent", str(agent.number), agent.record())
         cluster.journal.then(admitted)
 
     def _welcome(self, agent: Agent, hello: Hello, now_ns: int) -> None:

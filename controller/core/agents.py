@@ -93,6 +93,15 @@ class Attachment:
         self.patient_until_ns: int | None = None
         self.then: Callable[[int, Any, int], None] | None = None
 
+    def may_be_at(self, place: Place) -> None:
+        """From now on it may be there, too. Of one address, who certainly is over is forgotten."""
+        over = [known for known in self.places if known.address == place.address and place.follows(known)]
+        self.places = [*(known for known in self.places if known not in over and known != place), place]
+
+    def is_at_last(self) -> None:
+        """It is attached where it was asked for last."""
+        self.places = [known for known in self.places if known.address == self.places[-1].address]
+
 
 class Presentation:
     """A vdisk shown at an agent [0015]: persisted as what is wanted; `exported` is what is known to be so."""
@@ -237,6 +246,7 @@ class Agent:
 
     `vouched`: an operator says that its machine is off (until it is heard of again). `draining`: it is to hold nothing;
     `drained`: it does, by its own answers. `replaced`: its present incarnation is over for certain, and so its lease.
+    `coming`: of its record, what is on its way to the store: whatever is recorded meanwhile must not undo it.
     """
 
     def __init__(self, number: int, name: str) -> None:
@@ -255,6 +265,7 @@ class Agent:
         self.vouched = False
         self.draining = False
         self.drained = False
+        self.coming: dict[str, Any] = {}
         self.hello: Hello | None = None
         self.epoch = 0
         self.plane_session = 0
@@ -300,6 +311,7 @@ class Agent:
             "incarnation": self.incarnation,
             "standing": self.standing.value,
             **marks,
+            **self.coming,
         }
 
     @classmethod

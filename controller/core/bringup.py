@@ -38,6 +38,9 @@ class BringUp:
         if not agent.admitted or not agent.mapper or self._cluster.deposed:
             return
         if self._cluster.draining.keeps_out(agent):
+            for slot in self._cluster.zeroing.to_repeat(agent):
+                if slot in agent.attachments:
+                    self._attach(agent, agent.attachments[slot], now_ns)
             self._cluster.draining.proceed(agent, now_ns)
             return
         for slot in self.wanted_slots(agent):
@@ -166,7 +169,7 @@ class BringUp:
         if status in DONE:
             attachment.state = AttachState.ATTACHED
             attachment.bound = True
-            del attachment.places[:-1]
+            attachment.is_at_last()
             attachment.patient_until_ns = None
             attachment.detail = ""
             cluster.log.clear(now_ns, "attach", subject, f"agent {agent.name} has attached container {name}")

@@ -265,8 +265,10 @@ class AllocatorCheck:
             yield SLICE_PAUSE_NS
 
     def _look(self, slot: int) -> dict[int, str]:
-        """What is wrong now, by segment."""
+        """What is wrong now, by segment. Nothing is given out of a container that has been failed meanwhile."""
         allocator, container = self._cluster.allocator, self._cluster.containers[slot]
+        if slot not in allocator.spaces:
+            return {}
         states = segment_states(self._cluster.image, container)
         marks, wrong = bytearray(len(states)), dict[int, str]()
         space = allocator.spaces[slot]

@@ -128,7 +128,8 @@ class Containers:
         container.volatile_cache = response.volatile_cache
         slot, rest = container.slot, container.segment_count - 1
         state = SegmentState.ZEROED if container.contents == "zeroed" else SegmentState.FREE
-        cluster.journal.put("container", str(slot), {**container.record(), "ready": True})
+        container.coming = {"ready": True}
+        cluster.journal.put("container", str(slot), container.record())
         cluster.journal.records.segment_run(slot, 0, 1, SegmentState.LABEL)
         cluster.journal.records.segment_run(slot, 1, rest, state)
 
@@ -136,7 +137,7 @@ class Containers:
             if container.ready:
                 done(None, now_ns)
                 return
-            container.ready = True
+            container.ready, container.coming = True, {}
             segment_states(cluster.image, container)
             cluster.image.fill_segments(slot, 0, 1, SegmentState.LABEL)
             cluster.image.fill_segments(slot, 1, rest, state)

@@ -37,12 +37,13 @@ class FailedContainers:
         if not container.ready:
             raise Refusal("busy", f"container {container.name} is still being added")
         cluster = self._cluster
-        cluster.journal.put("container", str(container.slot), {**container.record(), "failed": True})
+        container.coming = {"failed": True}
+        cluster.journal.put("container", str(container.slot), container.record())
 
         def recorded(now_ns: int) -> None:
             if container.failed:
                 return
-            container.failed = True
+            container.failed, container.coming = True, {}
             cluster.failed_slots.add(container.slot)
             cluster.allocator.remove(container.slot)
             cluster.changed = True
@@ -55,13 +56,13 @@ class FailedContainers:
     def restore(self, container: Container, now_ns: int) -> None:
         """From the commit on, it is used as before."""
         cluster = self._cluster
-        kept = {key: value for key, value in container.record().items() if key != "failed"}
-        cluster.journal.put("container", str(container.slot), kept)
+        container.coming = {"failed": False}
+        cluster.journal.put("container", str(container.slot), container.record())
 
         def recorded(now_ns: int) -> None:
             if not container.failed:
                 return
-            container.failed = False
+            container.failed, container.coming = False, {}
             cluster.failed_slots.discard(container.slot)
             cluster.open_space(container)
             cluster.changed = True

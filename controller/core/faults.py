@@ -264,7 +264,7 @@ class Faults:
         if ahead:
             fault_id, segment, _, _, _ = answers[-1]
             answers[-1] = (fault_id, segment, 1 + ahead, REPLACE, 0)
-        self._cluster.answer_all(group.table, answers, array("Q", group.entries))
+        self._cluster.answer_all(group.table, answers, group.change.vdisk.told(group.entries))
 
     # --- single answers ----------------------------------------------------------------------------------------------
 

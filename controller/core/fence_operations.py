@@ -127,10 +127,10 @@ class FenceOperations:
         cluster.journal.delete("agent", str(agent.number))
         cluster.journal.put("counter", "incarnation", cluster.incarnation_max)  # none of its own is used again
 
+        cluster.forget_agent(agent)  # now: who connects under its name meanwhile is a new one, with a record of its own
+
         def forgotten(now_ns: int) -> None:
-            if cluster.agents.get(agent.number) is agent and not agent.session:
-                cluster.forget_agent(agent)
-                cluster.log.add(now_ns, "info", "agent", f"agent {agent.name} is removed")
+            cluster.log.add(now_ns, "info", "agent", f"agent {agent.name} is removed")
             self._desk.reply(request, {"agent": agent.name})
 
         cluster.journal.then(forgotten)

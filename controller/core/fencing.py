@@ -201,6 +201,9 @@ class Fencing:
         cluster.journal.put("agent", str(agent.number), {**agent.record(), "vouched": True})
 
         def recorded(now_ns: int) -> None:
+            if agent.admitted:  # it has been heard of since: nothing is assumed of it
+                cluster.journal.put("agent", str(agent.number), agent.record())
+                return
             agent.vouched = True
             cluster.log.add(
                 now_ns, "warning", "fence", f"an operator says that the machine of agent {agent.name} is off"

@@ -33,6 +33,8 @@ class Moves:
             address = (export.trtype, export.traddr, export.trsvcid)
             if address != (container.trtype, container.traddr, container.trsvcid):
                 self._moved(container, address, now_ns)
+            else:
+                self._stayed(container)
 
     def _is_it(self, container: Container, export: Any, now_ns: int) -> bool:
         """Fences and permissions are by subsystem: under another one it is not reached any more."""
@@ -69,12 +71,20 @@ class Moves:
     def attaching(self, container: Container, attachment: Attachment) -> int:
         """An order to attach it is sent: its flags."""
         place = self._place(container)
-        elsewhere = [known for known in attachment.places if known.address != place.address]
-        attachment.places = [*elsewhere, place]
+        attachment.may_be_at(place)
+        former = attachment.places[:-1]
         flags = 0 if container.ready else attachment.flags
-        if elsewhere and all(place.follows(known) for known in elsewhere):
+        if any(known.address != place.address for known in former) and all(place.follows(known) for known in former):
             flags |= AttachFlags.ENDED
         return flags
+
+    def _stayed(self, container: Container) -> None:
+        """Who has it attached there connects anew by itself, perhaps to another process than before."""
+        place = self._place(container)
+        for agent in self._cluster.agents.values():
+            attachment = agent.attachments.get(container.slot)
+            if attachment is not None and attachment.places and attachment.places[-1].address == place.address:
+                attachment.may_be_at(place)
 
     def follow(self, attachment: Attachment) -> None:
         """Have it attached anew if it is elsewhere by now. One that is being attached is looked at when it has been."""

@@ -93,6 +93,10 @@ class VDisk:
         entry = self.recorded(segment)
         return self._as_failed(entry) if self.failed_slots else entry
 
+    def told(self, entries: list[int]) -> array[int]:
+        """What agents are told that these entries, which the store has, are now."""
+        return array("Q", map(self._as_failed, entries) if self.failed_slots else entries)
+
     def _as_failed(self, entry: int) -> int:
         return entry | ERROR if has_location(entry) and slot_of(entry) in self.failed_slots else entry
 
@@ -119,11 +123,13 @@ class VDisk:
 class Container:
     """Physical storage, exported by an agent. READY once its label has been written and verified.
 
-    `generation`: that of the store which wrote the label last.
+    `generation`: that of the store which wrote the label last. `coming`: of its record, what is on its way to the
+    store: whatever is recorded meanwhile must not undo it.
     """
 
     __slots__ = (
         "block_size",
+        "coming",
         "contents",
         "export",
         "exporter",
@@ -162,10 +168,11 @@ class Container:
         self.ready: bool = record["ready"]
         self.generation: int = record.get("generation", 1)
         self.failed: bool = record.get("failed", False)
+        self.coming: dict[str, Any] = {}
 
     def record(self) -> dict[str, Any]:
         """What is persisted of it."""
-        return {
+        record = {
             "name": self.name,
             "uuid": str(self.uuid),
             "exporter": self.exporter,
@@ -182,8 +189,12 @@ class Container:
             "volatile_cache": self.volatile_cache,
             "ready": self.ready,
             "generation": self.generation,
-            **({"failed": True} if self.failed else {}),
+            "failed": self.failed,
+            **self.coming,
         }
+        if not record["failed"]:
+            del record["failed"]
+        return record
 
     def suits(self, segment_size: int, block_size: int) -> bool:
         """Whether a vdisk cut like this can lie in it: data planes refuse any other."""

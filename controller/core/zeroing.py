@@ -245,6 +245,12 @@ class Zeroing:
             and (job.state == QUARANTINED or not failed)
         )
 
+    def to_repeat(self, agent: Agent) -> list[int]:
+        """The containers in which the agent's incarnation has to zero once more what was interrupted."""
+        payloads = [_payload(job) for job in self._jobs.values() if job.state == INTERRUPTED]
+        life = (agent.number, agent.incarnation)
+        return [payload["slot"] for payload in payloads if (payload["agent"], payload["incarnation"]) == life]
+
     def _no_longer_running(self, job: Job) -> None:
         slot = _payload(job)["slot"]
         if self._running.get(slot) == job.id:

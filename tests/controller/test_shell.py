@@ -264,6 +264,22 @@ def test_a_full_store_stops_neither_leases_nor_reads_and_loses_nothing(
     in_loop(work)
 
 
+def test_a_store_that_has_space_again_before_anybody_has_looked_is_not_full(tmp_path: Path) -> None:
+    certificates(tmp_path / "pki")
+
+    async def work() -> None:
+        async with running(configuration(tmp_path)) as shell:
+            core = shell._core
+            assert core is not None
+            for error, full in ((StoreFull("no space"), True), (None, False)):
+                shell._store_full(StoreFull("no space") if error is None else None)
+                shell._store_full(error)
+                await shell.call("cluster.status", {})
+                assert bool(core.cluster.store_full) is full, "what was told last is so"
+
+    in_loop(work)
+
+
 def test_a_full_queue_of_commits_holds_everything_up_and_ends_no_reign(tmp_path: Path) -> None:
     certificates(tmp_path / "pki")
 

@@ -16,7 +16,7 @@ from functools import cache
 from tests.sim import scenario
 from tests.sim.invariants import INVARIANTS, invariant_of
 from tests.sim.mutants import MUTANTS, Mutant, applied
-from tests.sim.scenario import SPARSE, STORM, WORKLOADS, Workload
+from tests.sim.scenario import AIMED, SPARSE, STORM, WORKLOADS, Workload
 from tests.sim.seeds import ONCE_FAILED
 
 MUTANT_SEEDS = 24
@@ -50,6 +50,7 @@ def run_long(minutes: float, first_seed: int) -> bool:
     while time.monotonic() < until:
         good = run_one(seed, 120, scenario.DENSE) and good
         good = run_one(seed, 180, STORM) and good
+        good = run_one(seed, 120, AIMED) and good
         good = run_one(seed, 6 * 3600, SPARSE) and good
         seed += 1
     return good

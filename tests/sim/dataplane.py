@@ -175,6 +175,8 @@ class DataPlane:
 
     def message(self, link: PlaneLink, event: Any) -> None:
         """A request or notice of the daemon, or one that comes a second time (then `link` tells nobody)."""
+        if event.type is MessageType.LEASE_GRANT and link.open:
+            self.world.moment("grant" if self.plane.lease.valid else "first grant", self.machine)
         self.running("message", self._message, link, event)
 
     def _message(self, link: PlaneLink, event: Any) -> None:

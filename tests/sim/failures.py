@@ -96,7 +96,8 @@ class Failures:
             if self.timeline.chance(0.05):
                 self._outlive_lease(machine)
             return
-        if self.timeline.now_ns < self._moments_ns.get(what, 0) or not self.timeline.chance(MOMENT_SHARES[what]):
+        share = MOMENT_SHARES.get(what, 0)
+        if not share or self.timeline.now_ns < self._moments_ns.get(what, 0) or not self.timeline.chance(share):
             return
         self._moments_ns[what] = self.timeline.now_ns + MOMENTS_APART_NS
         self.counts[what] += 1

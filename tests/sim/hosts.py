@@ -106,6 +106,8 @@ class Disk:
         self.written: dict[DataPlane, None] = {}
         self.flushing = False
         self.gone = False
+        self.borrowed = 0
+        """I/Os that were not a worker's own: so many workers do not go on when their next one has ended."""
 
 
 class Hosts:
@@ -133,6 +135,9 @@ class Hosts:
             disk.gone = True
 
     def _next(self, disk: Disk) -> None:
+        if disk.borrowed:
+            disk.borrowed -= 1
+            return
         pause = disk.load.pause_ns
         self.timeline.later(self.timeline.between(pause // 10, 2 * pause), self._begin, disk)
 
@@ -171,6 +176,39 @@ class Hosts:
 
     def _tell(self, what: str, key: object, status: Status, value: object) -> None:
         self.timeline.note(f"{what} {key} {status.name} {value}")
+
+    # --- one I/O at a chosen place -----------------------------------------------------------------------------------
+
+    def read(self, vdisk: int, segment: int, block: int) -> None:
+        """A block is read anywhere."""
+        disk = self._borrowed(vdisk)
+        if disk is not None:
+            self._read(disk, self.timeline.random.choice(disk.machines), segment, block)
+
+    def write(self, vdisk: int, machine: Machine, segment: int, block: int) -> None:
+        """A block is written there, unless something of an earlier write may be queued yet."""
+        disk = self._borrowed(vdisk)
+        if disk is not None:
+            self._write(disk, machine, segment, block)
+
+    def give_back(self, vdisk: int, machine: Machine, segment: int) -> None:
+        """A segment is zeroed there, unless it is being written."""
+        disk = self._borrowed(vdisk)
+        if disk is not None:
+            self._reclaim(disk, machine, segment, Operation.WRITE_ZEROES)
+
+    def flush(self, vdisk: int) -> None:
+        """All paths are flushed, unless they are being flushed."""
+        disk = self._borrowed(vdisk)
+        if disk is not None:
+            self._flush(disk)
+
+    def _borrowed(self, vdisk: int) -> Disk | None:
+        disk = self.disks.get(vdisk)
+        if disk is None or self.stopped:
+            return None
+        disk.borrowed += 1
+        return disk
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """Simulated runs: a cluster with shared and private vdisks, tenants that come and go, full containers and new ones,
 under a seeded schedule of failures; then the failures stop, and everything has to come to rest.
 
-Three workloads. `DENSE`: some 250 host I/Os a second, a failure every three seconds. `SPARSE`: a cluster that does
+Workloads: `DENSE`: some 250 host I/Os a second, a failure every three seconds. `SPARSE`: a cluster that does
 little, 1.5 host I/Os a second, a failure every two minutes and a tenant every five; it is for many simulated hours.
-`STORM`: a failure every 1.2 s under some 100 host I/Os a second: what breaks breaks soon.
+`STORM`: a failure every 1.2 s under some 100 host I/Os a second: what breaks breaks soon. `AIMED`: hosts are at work,
+and one failure at a time is aimed at what they do (`aimed`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from controller.core.effects import RefuseOperation
+from tests.sim.aimed import Aimed
 from tests.sim.failures import Failures
 from tests.sim.hosts import Disk, Load
 from tests.sim.timeline import MS, SECOND
@@ -35,6 +37,7 @@ class Workload:
     audit_ns: int
     shared_segments: int = 24
     private_segments: int = 16
+    aimed: bool = False
 
 
 DENSE: Final = Workload(
@@ -69,7 +72,20 @@ STORM: Final = Workload(
     shared_segments=8,
     private_segments=6,
 )
-WORKLOADS: Final = {workload.name: workload for workload in (DENSE, SPARSE, STORM)}
+AIMED: Final = Workload(
+    "aimed",
+    Load(6, 40 * MS, reclaims=0.12),
+    Load(1, 80 * MS, reclaims=0.12),
+    Load(1, 80 * MS, writes=0.7, reclaims=0.1),
+    failure_ns=SECOND,
+    tenant_ns=15 * SECOND,
+    tenant_life_ns=10 * SECOND,
+    audit_ns=5 * SECOND,
+    shared_segments=8,
+    private_segments=6,
+    aimed=True,
+)
+WORKLOADS: Final = {workload.name: workload for workload in (DENSE, SPARSE, STORM, AIMED)}
 
 
 class Run:
@@ -88,7 +104,7 @@ class Run:
             both=("both-1",),
         )
         self.timeline = self.world.timeline
-        self.failures: Failures | None = None
+        self.failures: Failures | Aimed | None = None
         self.tenants = 0
         self.tenants_gone = 0
         self.audits = 0
@@ -131,7 +147,7 @@ class Run:
 
     def begin_trouble(self) -> None:
         """From now on everything may fail, tenants come and go, and the cluster grows when it is full."""
-        self.failures = Failures(self.world, self.workload.failure_ns)
+        self.failures = (Aimed if self.workload.aimed else Failures)(self.world, self.workload.failure_ns)
         self.timeline.later(self.workload.tenant_ns, self._tenant)
 
     @property

@@ -18,11 +18,11 @@ from tests.sim import scenario
 from tests.sim.__main__ import catch
 from tests.sim.invariants import INVARIANTS
 from tests.sim.mutants import MUTANTS
-from tests.sim.scenario import DENSE, SPARSE, WORKLOADS
+from tests.sim.scenario import AIMED, DENSE, SPARSE, WORKLOADS
 from tests.sim.seeds import ONCE_FAILED
 
 ROOT = Path(__file__).parents[2]
-QUICK_MUTANTS = ("reply-before-commit", "no-barrier", "reuse-unzeroed")
+QUICK_MUTANTS = ("reply-before-commit", "no-barrier", "reuse-unzeroed", "admit-without-fence", "unmap-wins")
 
 
 @pytest.mark.parametrize("seed", [101, 102])
@@ -36,6 +36,13 @@ def test_a_long_sparse_history_with_failures() -> None:
     done = scenario.run(7, 1800, SPARSE)
     assert done.world.hosts.acknowledged > 1000
     assert done.audits > 5
+
+
+def test_failures_aimed_at_hosts_that_are_at_work() -> None:
+    done = scenario.run(2, 90, AIMED)
+    assert done.failures is not None
+    assert len(done.failures.counts) >= 4
+    assert done.world.hosts.acknowledged > 3000
 
 
 @pytest.mark.parametrize(("seed", "seconds", "workload"), ONCE_FAILED)
@@ -85,6 +92,12 @@ def test_every_broken_variant_is_caught(mutant: object) -> None:
 @pytest.mark.parametrize("seed", range(200, 230))
 def test_many_dense_histories(seed: int) -> None:
     scenario.run(seed, 120, DENSE)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(400, 420))
+def test_many_aimed_histories(seed: int) -> None:
+    scenario.run(seed, 120, AIMED)
 
 
 @pytest.mark.long

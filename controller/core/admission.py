@@ -21,7 +21,7 @@ from controller.core.agents import EXPORTER, MAPPER, Agent, AgentTable, Hello, S
 from controller.core.cluster import Cluster
 from controller.core.drift import DriftWatch
 from controller.core.effects import Close, Depose, Send, Welcome
-from controller.core.holdings import NOTHING
+from controller.core.holdings import NOTHING, UNKNOWN
 from mapping.plane import SESSIONS_MAX
 from mapping.status import Status
 
@@ -167,7 +167,8 @@ class Admission:
     def _unknown_incarnation(self, agent: Agent, hello: Hello, now_ns: int) -> None:
         """A lost store admitted it, after the backup that ours is: whoever let it in has to deny it, then it is over.
 
-        The incarnations before it were fenced then, or it would not have been admitted.
+        The incarnations before it were fenced then, or it would not have been admitted. What is believed of them
+        (fenced, drained, an operator's word) says nothing of this one: it may hold any entry.
         """
         cluster = self._cluster
         for allow in [allow for allow in cluster.allows.values() if allow.agent == agent.number]:
@@ -175,6 +176,10 @@ class Admission:
         agent.incarnation, agent.instance, agent.roles = hello.header.incarnation, hello.instance, hello.roles
         agent.machine = hello.machine
         agent.standing = Standing.ALIVE
+        agent.vouched = agent.drained = False
+        for table in agent.tables.values():
+            table.state = TableState.UNKNOWN
+            table.holdings.reset(UNKNOWN)
         agent.lease_until_ns = max(agent.lease_until_ns, now_ns + cluster.timing.surely_expired_ns)
         cluster.incarnation_max = max(cluster.incarnation_max, agent.incarnation)
         cluster.bringup.presume_allowed(agent)

@@ -6,6 +6,7 @@ are. Therefore the restored store
 * has a higher generation (labels of containers that were written later are noticed), a term and counters of
   incarnations and vdisks that are higher than any the lost store can have given out;
 * knows no zeroed segment: what was zeroed then may hold somebody's data now;
+* knows of no agent that it was drained, or that an operator said that its machine is off;
 * carries the freeze: nothing is allocated or zeroed until agents and labels have been compared (`segmap check
   --reconcile`).
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +47,8 @@ TERM_MAX: Final = (1 << 24) - 1
 """Batch ids carry the term in 24 bits."""
 COUNTER_STEP: Final = 1 << 16
 """More incarnations, and more vdisks, than are made between a backup and its restore."""
+BELIEFS: Final = frozenset(("drained", "vouched"))
+"""Of an agent's record."""
 BATCH_SEGMENT_RUNS: Final = 100_000
 _PART_SUFFIX: Final = ".restoring"
 
@@ -254,9 +258,18 @@ def _freeze(batch_id: int, state: StoreState, generation: int, now_ns: int, back
             (FROZEN_KIND, FROZEN_KEY, detail),
             ("counter", "incarnation", incarnation + COUNTER_STEP),
             ("counter", "vdisk", vdisk + COUNTER_STEP),
+            *_without_beliefs(state),
         ),
         audit=(AuditEntry(now_ns, "segmap store restore", "store.restore", {**detail, "backup": backup}),),
     )
+
+
+def _without_beliefs(state: StoreState) -> Iterator[tuple[str, str, JsonValue]]:
+    """Agents of which it was believed that they hold nothing. They may have been used again since."""
+    for key, record in state.objects.get("agent", {}).items():
+        assert isinstance(record, dict), "an agent's record is not a record"
+        if BELIEFS & record.keys():
+            yield "agent", key, {name: value for name, value in record.items() if name not in BELIEFS}
 
 
 def _number(value: JsonValue) -> int:

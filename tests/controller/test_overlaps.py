@@ -222,3 +222,22 @@ def test_an_agent_that_is_drained_over_a_restart_ends_its_zeroing_first() -> Non
     rig.advance(10)
     assert rig.core.cluster.agents_by_name["a"].drained, rig.ask("agent.drain", agent="a", wait_s=0)["waiting_for"]
     assert type(agent.commands[-1]) is m.DetachContainer
+
+
+def test_what_is_believed_of_an_agent_is_not_believed_of_a_later_incarnation() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    rig.ask("agent.drain", agent="a")
+    assert rig.core.cluster.agents_by_name["a"].drained
+    agent.drop()
+    store = rig.agents["store"]
+    store.auto = False
+    agent.instance, agent.incarnation, agent.machine = b"later".ljust(16), 70_000, b"another machine."
+    agent.hello([(agent.table(), 9)])
+    rig.advance(60)
+    assert rig.core.cluster.agents_by_name["a"].standing is Standing.FENCING, "nobody has denied it yet"
+    assert rig.vdisk.sharing, "and it may hold entries"
+    while store.asked:
+        store.respond()
+    rig.advance(60)
+    assert rig.core.cluster.agents_by_name["a"].standing is Standing.FENCED

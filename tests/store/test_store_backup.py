@@ -295,6 +295,16 @@ def test_a_restored_store_is_frozen_newer_and_trusts_no_zeroes(store: SqliteStor
     assert verify(tmp_path / "new.db").good
 
 
+def test_what_was_believed_of_agents_is_not_restored(store: SqliteStore, tmp_path: Path) -> None:
+    believed = {**AGENT, "draining": True, "drained": True, "vouched": True}
+    store.commit([Batch(2, puts=(("agent", "2", believed),))], 1)
+    back_up(store, tmp_path / "b")
+    restore(tmp_path / "b", tmp_path / "new.db", force=False, generation=0, now_ns=1)
+    restored = opened(tmp_path / "new.db")
+    assert restored.load().objects["agent"] == {"1": AGENT, "2": {**AGENT, "draining": True}}
+    restored.close()
+
+
 def test_a_store_in_the_way_is_kept_and_outlived(store: SqliteStore, tmp_path: Path) -> None:
     back_up(store, tmp_path / "b")
     for _ in range(5):

@@ -137,10 +137,14 @@ class InitiatorQueue:
     # The end and the clock
 
     def fail(self, reason: str, status: int = Status.HOST_PATH_ERROR) -> None:
-        """The connection is of no more use: every command ends with `status`; whether it was executed is unknown."""
+        """The connection is of no more use: every command ends with `status`; whether it was executed is unknown.
+
+        What has not been sent is not sent any more: the commands are over, and their data is their submitters' again.
+        """
         if self.failed is not None:
             return
         self.failed = reason
+        self._out.clear()
         commands, self._outstanding = list(self._outstanding.values()), {}
         for command in commands:
             command.status = status
@@ -185,8 +189,8 @@ class InitiatorQueue:
         except PduError as error:
             head = receive.head
             header = bytes(receive.view[head : min(receive.tail, head + pdu.CAPSULE_BYTES)])
-            self._out.append(pdu.term_request(PduType.H2C_TERM_REQ, error, header))
             self.fail(str(error))
+            self._out.append(pdu.term_request(PduType.H2C_TERM_REQ, error, header))
 
     def receive_data(self, data: Buffer, now_ns: int) -> None:
         """The same for bytes that are somewhere already."""

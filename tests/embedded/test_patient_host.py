@@ -12,7 +12,7 @@ import pytest
 from dataplane.embedded.nvme_host import NvmeStatusError, NvmeTcpHost, ReconnectPolicy, _Session
 from dataplane.embedded.patient_host import PatientHost
 from fabric.nvme_tcp.host_command import HostCommand
-from fabric.nvme_tcp.spec import DNR, Status
+from fabric.nvme_tcp.spec import DNR, Opcode, Status
 from tests.embedded.embedded_target import RunningTarget
 
 NQN = "nqn.2026-11.io.segmap:patience"
@@ -241,5 +241,19 @@ def test_a_connection_that_is_lost_as_soon_as_it_is_there_is_made_anew(
             async with asyncio.timeout(5):
                 await host.write(1, 0, b"1" * 512)
             assert not fates and host.connected
+
+    asyncio.run(run())
+
+
+def test_what_has_ended_unsent_is_not_sent_any_more(runtime_dir: Path) -> None:
+    async def run() -> None:
+        async with connected(runtime_dir) as (_, host):
+            data = bytearray(b"1" * 512)
+            command = HostCommand(Opcode.WRITE, 1, 0, 1, data)
+            host.submit(command)
+            cut(host)
+            assert command.status == Status.HOST_PATH_ERROR
+            data[:] = b"2" * 512  # it is the caller's again
+            assert await host.read(1, 0, 512) == bytes(512)
 
     asyncio.run(run())

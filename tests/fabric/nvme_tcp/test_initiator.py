@@ -348,6 +348,18 @@ def test_malformed_pdus_of_the_controller(data: bytes, expected: tuple[int, int]
     assert queue.outstanding == 0
 
 
+def test_commands_that_have_ended_are_not_sent() -> None:
+    queue = queue_in_use()
+    queue.submit(HostCommand(Opcode.WRITE, 1, 0, 1, bytes(512)), 0)
+    queue.receive_data(data_pdu(9, 1, 7, 0, 6144, flags=0), 0)
+    queue.fail("another queue is lost")
+    assert queue.data_to_send() == []
+    queue = queue_in_use()
+    queue.submit(HostCommand(Opcode.WRITE, 1, 0, 1, bytes(512)), 0)
+    queue.receive_data(b"\xff" * 24, 0)
+    assert b"".join(queue.data_to_send())[0] == 2, "only why"
+
+
 @pytest.mark.parametrize(
     ("data", "place"),
     [(ic_resp(version=1), 8), (ic_resp(alignment=32), 10), (ic_resp(digests=1), 11), (ic_resp(h2c_max=100), 12)],

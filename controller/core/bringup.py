@@ -504,9 +504,9 @@ class BringUp:
             then(now_ns)
         if table.presentation.withdrawing:
             self._cluster.volumes.withdrawn(table, now_ns)
-        elif self._cluster.draining.keeps_out(table.agent):
+        if self._cluster.draining.keeps_out(table.agent):
             self._cluster.draining.proceed(table.agent, now_ns)
-        elif table.agent.admitted:
+        elif table.agent.admitted and not table.presentation.withdrawing:
             self._table(table, now_ns)
 
     def delete_stray(self, agent: Agent, table_id: int, now_ns: int) -> None:

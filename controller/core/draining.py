@@ -71,12 +71,14 @@ class Draining:
 
     def proceed(self, agent: Agent, now_ns: int) -> None:
         """Order the next missing thing; as often as one likes."""
-        if not agent.draining or agent.drained or not agent.admitted or agent.number in self._recording:
+        if not agent.draining or not agent.admitted or agent.number in self._recording:
             return
         for table in list(agent.tables.values()):
             if table.present:
                 self._cluster.bringup.take_away(table, now_ns)
-        if self._tables(agent) or self._cluster.zeroing.held_by(agent):
+            elif table.presentation.withdrawing:
+                self._cluster.volumes.withdrawn(table, now_ns)
+        if agent.drained or self._tables(agent) or self._cluster.zeroing.held_by(agent):
             return
         slots = self._slots(agent)
         for slot in slots:

@@ -224,6 +224,28 @@ def test_an_agent_that_is_drained_over_a_restart_ends_its_zeroing_first() -> Non
     assert type(agent.commands[-1]) is m.DetachContainer
 
 
+def test_a_vdisk_is_withdrawn_from_a_drained_agent_that_is_connected() -> None:
+    rig = Rig()
+    rig.disk_at("a", "b")
+    rig.ask("agent.drain", agent="a")
+    assert rig.ask("vdisk.withdraw", name="v", agents=["a"]) is not None
+    assert [row["agent"] for row in rig.ask("vdisk.show", name="v")["presentations"]] == ["b"]
+    rig.ask("agent.drain", agent="b")
+    assert rig.ask("vdisk.delete", name="v", force=True) == {"name": "v", "freed_segments": 0}
+
+
+def test_a_vdisk_is_withdrawn_from_an_agent_that_is_being_drained() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    agent.auto = False
+    rig.ask("agent.drain", agent="a", wait_s=0)
+    rig.ask("vdisk.withdraw", name="v")
+    while agent.asked:
+        agent.respond()
+    assert rig.core.cluster.agents_by_name["a"].drained
+    assert not rig.vdisk.presentations
+
+
 def test_what_is_believed_of_an_agent_is_not_believed_of_a_later_incarnation() -> None:
     rig = Rig()
     (agent,) = rig.disk_at("a")

@@ -85,7 +85,7 @@ class BringUp:
         nothing there as long as that is failed, so this is found out once."""
         known = self._spares.get((vdisk.number, slot))
         if known is None:
-            known = self._spares[vdisk.number, slot] = not self._cluster.failures.uses(vdisk, slot)
+            known = self._spares[vdisk.number, slot] = next(self._cluster.failures.uses(vdisk, slot), None) is None
         return known
 
     def look_again(self, slot: int) -> None:

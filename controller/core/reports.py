@@ -80,7 +80,7 @@ class Reports:
     def failure(self, container: Container) -> Row:
         """One container, and which vdisks have segments in it."""
         uses = {
-            vdisk.name: len(self._cluster.failures.uses(vdisk, container.slot))
+            vdisk.name: sum(count for _, count in self._cluster.failures.uses(vdisk, container.slot))
             for vdisk in self._cluster.vdisks.values()
         }
         used = [{"vdisk": name, "segments": count} for name, count in uses.items() if count]

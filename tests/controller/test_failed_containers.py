@@ -6,7 +6,19 @@ from typing import Any
 
 from channel import messages as m
 from controller.core import effects as fx
-from mapping.entry import ERROR, INVALID_ENTRY, MAPPED, ZERO_ENTRY, State, has_location, slot_of, state_of
+from mapping.entry import (
+    ERROR,
+    INVALID_ENTRY,
+    MAPPED,
+    NO_WRITE,
+    ZERO,
+    ZERO_ENTRY,
+    State,
+    has_location,
+    pack,
+    slot_of,
+    state_of,
+)
 from mapping.rules import FaultKind, Operation
 from mapping.status import Status
 from tests.controller.rig import SEGMENT_SIZE, Rig, RigAgent
@@ -40,6 +52,26 @@ def findings(rig: Rig) -> list[str]:
         if row["state"] == "done":
             return [item["text"] for item in row["findings"] if item["severity"] == "error"]
     raise AssertionError("the check does not end")
+
+
+def test_what_lies_in_a_container_is_found_by_its_whole_slot() -> None:
+    rig = Rig()
+    rig.disk_at("a", size=3 << 12)
+    image, cluster = rig.core.cluster.image, rig.core.cluster
+    slots = (0, 1, 15, 16, 17, 0x0FF, 0x10F, 0xF01, 0xFFF)
+    flags = (MAPPED, MAPPED | NO_WRITE, MAPPED | ERROR, MAPPED | ZERO)
+    entries = [pack(slot, 5, flag) for slot in slots for flag in flags] * 3
+    places = [4090 + index for index in range(len(entries))]
+    for segment, entry in zip(places, entries, strict=True):
+        image.set_entry(1, segment, entry)
+    for slot in (*slots, 2, 0x100):
+        found = [start + index for start, count in cluster.failures.uses(rig.vdisk, slot) for index in range(count)]
+        expected = [
+            segment
+            for segment, entry in zip(places, entries, strict=True)
+            if has_location(entry) and slot_of(entry) == slot
+        ]
+        assert found == expected
 
 
 def test_what_lies_in_it_reads_as_errors_and_the_rest_goes_on() -> None:

@@ -7,7 +7,8 @@ is well until the aim's moment comes; hosts then do what makes it hurt; it is pu
 is held up on its way while its segment is given back elsewhere. `die_reading`: the data plane dies over it, its queue
 pair lives on, and another starts in its place. `fence_silent`: an operator fences an agent that hears of nothing, while
 others write what it holds. `grant_late`: the first grant of an epoch comes after its own end. `grant_old`: a grant is
-taken in long after its renewal, and no other follows.
+taken in long after its renewal, and no other follows. `meet`: several write a segment at once that all of them know to
+be zeroes; nothing fails.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from mapping.entry import ZERO
 from mapping.rules import Operation
 from tests.sim.machine import Machine
 from tests.sim.storage import BLOCKS
@@ -46,6 +48,7 @@ class Aimed:
             (self.fence_silent, 2),
             (self.grant_late, 2),
             (self.grant_old, 2),
+            (self.meet, 3),
         ]
         world.moment = self._moment
         self._draw()
@@ -178,6 +181,25 @@ class Aimed:
         others = [other for other in self.world.hosts.disks[vdisk].machines if other is not machine]
         for other in others * 2:
             self._later(least_ns, most_ns, self.world.hosts.give_back, vdisk, other, segment)
+
+    # --- writes that meet --------------------------------------------------------------------------------------------
+
+    def meet(self) -> None:
+        """Everybody reads the segment, and a little later writes a block of it."""
+        hosts, committed = self.world.hosts, self.world.checks.committed
+        zero = [
+            (vdisk, segment)
+            for vdisk, disk in hosts.disks.items()
+            for segment in range(disk.segment_count)
+            if len(disk.machines) > 1 and committed.entry(vdisk, segment) & ZERO
+        ]
+        if not zero:
+            return
+        vdisk, segment = self.timeline.random.choice(zero)
+        for block, machine in enumerate(hosts.disks[vdisk].machines):
+            self.timeline.later(0, hosts.read, vdisk, segment, block % BLOCKS, machine)
+            self._later(40 * MS, 41 * MS, hosts.write, vdisk, machine, segment, block % BLOCKS)
+        self._hit(SECOND // 2)
 
     # --- leases ------------------------------------------------------------------------------------------------------
 

@@ -179,11 +179,11 @@ class Hosts:
 
     # --- one I/O at a chosen place -----------------------------------------------------------------------------------
 
-    def read(self, vdisk: int, segment: int, block: int) -> None:
-        """A block is read anywhere."""
+    def read(self, vdisk: int, segment: int, block: int, machine: Machine | None = None) -> None:
+        """A block is read there, or anywhere."""
         disk = self._borrowed(vdisk)
         if disk is not None:
-            self._read(disk, self.timeline.random.choice(disk.machines), segment, block)
+            self._read(disk, machine or self.timeline.random.choice(disk.machines), segment, block)
 
     def write(self, vdisk: int, machine: Machine, segment: int, block: int) -> None:
         """A block is written there, unless something of an earlier write may be queued yet."""

@@ -444,7 +444,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "unmap-wins", "carries out a reclaim that its host has given up", _Slower, "_still_wanted", _unmap_wins, **AIM
     ),
-    Mutant("deny-not-sent", "takes a host for fenced without telling the exporter", Fencing, "_deny", _deny_not_sent),
+    Mutant(
+        "deny-not-sent", "takes a host for fenced without telling the exporter", Fencing, "_deny", _deny_not_sent, **AIM
+    ),
     Mutant(
         "fence-before-lease-ends",
         "fences without waiting for the lease",
@@ -512,13 +514,14 @@ MUTANTS: tuple[Mutant, ...] = (
         _dropped_yet_parked,
     ),
     Mutant("no-write-ignored", "drops NO-WRITE from entries", Engine, "_store", _no_write_ignored),
-    Mutant("old-entry-kept", "skips INVALID where I/O is parked", Engine, "_store", _old_entry_kept),
+    Mutant("old-entry-kept", "skips INVALID where I/O is parked", Engine, "_store", _old_entry_kept, **AIM),
     Mutant(
         "deny-unconfirmed",
         "denied is taken for gone, queue pairs or not",
         exports,
         "_deny_round",
         _deny_unconfirmed,
+        **AIM,
     ),
     Mutant("loss-not-told", "flushes succeed after a cache was lost", DataPlane, "_losses", _loss_not_told, **PEACE),
     Mutant("flush-nothing", "flushes end before they are done", DataPlane, "flush_container", _flush_nothing),

@@ -233,8 +233,12 @@ def check_apart(source: str, destination: str, source_offset: int, destination_o
 
 
 def is_same(one: str, other: str) -> bool:
+    """A namespace is the same on all paths to it: at each agent of a vdisk, and however the address is written."""
+    if is_nvme(one) and is_nvme(other):
+        namespaces = [NvmeAddress.parse(text) for text in (one, other)]
+        return len({(namespace.subnqn, namespace.nsid) for namespace in namespaces}) == 1
     if is_nvme(one) or is_nvme(other):
-        return one == other
+        return False
     return Path(one).exists() and Path(other).exists() and os.path.samefile(one, other)
 
 

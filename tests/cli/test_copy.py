@@ -22,6 +22,7 @@ from cli.copying.endpoint import (
     NvmeAddress,
     OutputStream,
     Source,
+    check_apart,
 )
 from cli.copying.pump import CHUNK_BYTES, CopyFailedError, Pump, Range
 from cli.exit_codes import ExitCode
@@ -185,6 +186,16 @@ def test_a_copy_onto_itself_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         assert "are the same" in capsys.readouterr().err
     assert main(["io", "copy", str(path), str(link), "--quiet", "--length", "100", "--to-offset", "100"]) == 0
     assert path.read_bytes()[:200] == b"0123456789" * 20
+
+
+@pytest.mark.parametrize("other", ["nvme-tcp://h/nqn.x:y?nsid=1", "nvme-tcp://another:4421/nqn.x%3Ay"])
+def test_a_namespace_is_the_same_on_all_paths(other: str) -> None:
+    one = "nvme-tcp://h:4420/nqn.x:y"
+    with pytest.raises(CommandError, match="are the same"):
+        check_apart(one, other, 0, 99, 100)
+    check_apart(one, other, 0, 100, 100)
+    check_apart(one, "nvme-tcp://h:4420/nqn.x:y?nsid=2", 0, 99, 100)
+    check_apart(one, "/dev/null", 0, 99, 100)
 
 
 def test_only_one_kind_of_address_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,7 +163,8 @@ class Fencing:
 
         def again(now_ns: int) -> None:
             self.proceed(agent, now_ns)
-            self._settle(cluster.agents[allow.exporter], now_ns)
+            if allow.key in cluster.allows:  # else it is settled, and its exporter may be removed
+                self._settle(cluster.agents[allow.exporter], now_ns)
 
         def done(status: int, response: Any, now_ns: int) -> None:
             self._denying.discard(allow.key)
@@ -253,6 +254,8 @@ class Fencing:
     def forget(self, agent: Agent) -> None:
         """It is removed; its number may be another's."""
         self._denied.pop(agent.number, None)
+        for number, allows in self._denied.items():
+            self._denied[number] = [allow for allow in allows if allow.exporter != agent.number]
         self._watched.discard(agent.number)
         self._expiring.discard(agent.number)
 

@@ -246,6 +246,26 @@ def test_a_vdisk_is_withdrawn_from_an_agent_that_is_being_drained() -> None:
     assert not rig.vdisk.presentations
 
 
+def test_a_container_host_is_removed_before_it_is_asked_once_more() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a")
+    other = rig.exporter("other", {"more": 1024})
+    agent.refusing[m.AttachContainer] = Status.FOREIGN_DATA
+    assert rig.ask("container.add", name="d", agent="other", export="more").code == "foreign_data"
+    other.refusing[m.DenyHost] = Status.NOT_FENCED
+    rig.ask("agent.drain", agent="a", wait_s=0)
+    rig.ask("agent.fence", agent="a", wait_s=0)
+    if not other.ordered(m.DenyHost):
+        rig.advance(20)
+    other.refusing.clear()
+    other.drop()
+    other.hello()
+    other.drop()
+    assert rig.ask("agent.remove", agent="other") == {"agent": "other"}
+    rig.advance(20)
+    assert {row["exporter"] for row in rig.ask("agent.show", agent="a")["fence"]["containers"]} <= {"store"}
+
+
 def test_what_is_believed_of_an_agent_is_not_believed_of_a_later_incarnation() -> None:
     rig = Rig()
     (agent,) = rig.disk_at("a")

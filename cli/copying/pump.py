@@ -64,6 +64,7 @@ class Pump:
         self._safe = 0
         self._hashed: deque[asyncio.Future[None]] = deque()
         self._moved = 0
+        self._flushing = False
 
     async def run(self, what: Range) -> Result:
         """Moves the range; CopyFailedError if it could not all be moved."""
@@ -72,6 +73,7 @@ class Pump:
         try:
             await self._move(what)
             if self._destination:
+                self._flushing = True
                 await self._destination.flush()
         except Exception as error:
             raise CopyFailedError(await self._settle(), error) from error
@@ -140,8 +142,11 @@ class Pump:
             self._safe += self._written.pop(self._safe)
 
     async def _settle(self) -> int:
-        """Lets running writes end, flushes, and tells how many bytes from the start are safe."""
-        if not self._destination:
+        """Lets running writes end, flushes, and tells how many bytes from the start are safe.
+
+        None are if a flush has failed: what it was for may be lost, and the next one may succeed all the same.
+        """
+        if not self._destination or self._flushing:
             return 0
         await asyncio.gather(*self._writes, return_exceptions=True)
         self._collect(list(self._writes))

@@ -188,6 +188,21 @@ def test_a_copy_onto_itself_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert path.read_bytes()[:200] == b"0123456789" * 20
 
 
+def test_nothing_is_called_safe_after_a_flush_that_failed() -> None:
+    class Forgetful(Memory):
+        async def flush(self) -> None:
+            await super().flush()
+            if self.flushes == 1:
+                raise OSError("what was written may be lost")
+
+    async def work() -> None:
+        with pytest.raises(CopyFailedError, match="may be lost") as caught:
+            await Pump(Memory(bytes(3 * CHUNK_BYTES)), Forgetful(), lambda _: None).run(Range())
+        assert caught.value.durable == 0
+
+    asyncio.run(work())
+
+
 @pytest.mark.parametrize("other", ["nvme-tcp://h/nqn.x:y?nsid=1", "nvme-tcp://another:4421/nqn.x%3Ay"])
 def test_a_namespace_is_the_same_on_all_paths(other: str) -> None:
     one = "nvme-tcp://h:4420/nqn.x:y"

@@ -195,7 +195,7 @@ class AgentEvent(Message):
 
 @dataclass(frozen=True, slots=True)
 class CreateTable(Message):
-    """A new table, id in the header, every entry INVALID [0034]; `slots`: its container list."""
+    """A new table, id in the header, every entry INVALID [0034]; `slots`, `absent`: as in TABLE_SLOTS."""
 
     vdisk: Uuid
     nguid: Uuid
@@ -205,6 +205,7 @@ class CreateTable(Message):
     table_flags: Flags2
     name: Name
     slots: Slots = ()
+    absent: Slots = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +256,11 @@ class SetState(Message):
 
 @dataclass(frozen=True, slots=True)
 class TableSlots(Message):
-    """Replace the table's container list, which is also its flush set."""
+    """Replace the table's container list, which is also its flush set. `absent`: containers that may hold data of the
+    virtual disk and are not attached at this agent; while there is one, flushes fail with NO_CONTAINER."""
 
     slots: Slots
+    absent: Slots = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ class Engine:
         self.geometry = geometry
         self.table = Table(geometry.segment_count)
         self.slots: frozenset[int] = frozenset()
+        self.absent: frozenset[int] = frozenset()
         self.sequence = 0
         self.present = True
         self.suspended = False
@@ -140,7 +141,9 @@ class Engine:
             return self._park(part, self._parked.suspended, now_ns)
         if not self._lease.covers(now_ns):
             return self._park(part, self._parked.unleased, now_ns)
-        return [self._begin(part)] if part.operation is _FLUSH else self._decide(part, now_ns)
+        if part.operation is _FLUSH:
+            return [self._fail(part, Status.NO_CONTAINER) if self.absent else self._begin(part)]
+        return self._decide(part, now_ns)
 
     def _decide(self, part: Part, now_ns: int) -> list[Effect]:
         if not self.present:

@@ -197,8 +197,14 @@ class Plane:
         engine.table.close()
         return effects
 
-    def table_slots(self, stamp: Stamp, table_id: int, slots: Iterable[int], now_ns: int) -> Outcome:
-        """Replace a table's container list. A container can leave it only when no entry can still name it."""
+    def table_slots(
+        self, stamp: Stamp, table_id: int, slots: Iterable[int], now_ns: int, absent: Iterable[int] = ()
+    ) -> Outcome:
+        """Replace a table's container list. A container can leave it only when no entry can still name it.
+
+        `absent`: containers that may hold data of the virtual disk and are not attached here. While there is one,
+        flushes fail: what an earlier incarnation, or another agent, left in its cache cannot be flushed from here.
+        """
         effects = self.tick(now_ns)
         status, engine = self._engine(stamp, table_id, now_ns)
         listed = frozenset(slots)
@@ -209,7 +215,7 @@ class Plane:
         leaving = engine.slots - listed
         if leaving and any(has_location(entry) and slot_of(entry) in leaving for entry in engine.table.used_entries()):
             return Status.BUSY, effects
-        engine.slots = listed
+        engine.slots, engine.absent = listed, frozenset(absent)
         return Status.OK, effects
 
     def bind_slot(self, slot: int, container: bytes) -> Status:

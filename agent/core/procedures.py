@@ -166,18 +166,18 @@ def create_table(table: int, message: CreateTable) -> Procedure:
         reclaim=bool(message.table_flags & TableFlags.RECLAIM),
     )
     yield from disks.create(disk)
-    status, detail = yield from _list_slots(table, list(message.slots))
+    status, detail = yield from _list_slots(table, TableSlots(list(message.slots), list(message.absent)))
     if status != Status.OK:
         yield from delete_table(table)
     return Done(status, detail)
 
 
-def _list_slots(table: int, slots: list[int]) -> Part:
+def _list_slots(table: int, message: TableSlots) -> Part:
     """Tell the new table its containers. An epoch that began meanwhile is known by the time of the refusal."""
-    if not slots:
+    if not message.slots and not message.absent:
         return Status.OK, ""
     for _ in range(ATTEMPTS_MAX):
-        response = (yield Ask(TableSlots(slots), table)).message
+        response = (yield Ask(message, table)).message
         if response.status != Status.STALE_EPOCH:
             break
     return response.status, response.detail

@@ -318,7 +318,7 @@ class Admission:
         """The data plane has no such table, and so no I/O of it."""
         table.state = TableState.ABSENT
         table.holdings.reset(NOTHING)
-        table.slots, table.slots_asked = frozenset(), None
+        table.forget_slots()
         table.presentation.exported = False
         self._cluster.faults.dropped(table)
         self._cluster.commands.end_table(table, now_ns)

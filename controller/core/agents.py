@@ -139,6 +139,14 @@ class Presentation:
         }
 
 
+class Listing(NamedTuple):
+    """A table's container list: those attached, which flushes go to, and those that may hold data of the vdisk and are
+    not attached, so that flushes fail."""
+
+    slots: frozenset[int]
+    absent: frozenset[int]
+
+
 class AgentTable:
     """The table of one vdisk at one agent. `sequence` is the last one used; `answers` gathers a step's answers.
 
@@ -146,6 +154,7 @@ class AgentTable:
     """
 
     __slots__ = (
+        "absent",
         "agent",
         "answers",
         "entries",
@@ -172,7 +181,8 @@ class AgentTable:
         self.state = TableState.UNKNOWN
         self.sequence = 0
         self.slots: frozenset[int] = frozenset()
-        self.slots_asked: frozenset[int] | None = None
+        self.absent: frozenset[int] = frozenset()
+        self.slots_asked: Listing | None = None
         self.holdings = Holdings(UNKNOWN)
         self.extent = Extent()
         self.last_write = -2
@@ -181,6 +191,17 @@ class AgentTable:
         self.entries: array[int] = array("Q")
         self.gone: list[Callable[[int], None]] = []
         self.held: list[Waiting] = []
+
+    @property
+    def heeded_slots(self) -> frozenset[int]:
+        """The containers without which, as far as is known, no flush of it succeeds: reached by it, or said to be
+        absent."""
+        heeded = self.slots | self.absent
+        return heeded if self.slots_asked is None else heeded & (self.slots_asked.slots | self.slots_asked.absent)
+
+    def forget_slots(self) -> None:
+        """There is no such table at the agent."""
+        self.slots, self.absent, self.slots_asked = frozenset(), frozenset(), None
 
     @property
     def usable_slots(self) -> frozenset[int]:

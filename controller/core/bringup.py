@@ -12,7 +12,16 @@ from typing import Any, Final
 
 from channel.messages import AllowHost, AttachContainer, CreateTable, DeleteTable, Present, TableSlots, Withdraw
 from channel.values import AttachFlags, PresentFlags, TableFlags
-from controller.core.agents import Agent, AgentTable, Attachment, AttachState, Presentation, Standing, TableState
+from controller.core.agents import (
+    Agent,
+    AgentTable,
+    Attachment,
+    AttachState,
+    Listing,
+    Presentation,
+    Standing,
+    TableState,
+)
 from controller.core.cluster import Allow, Cluster
 from controller.core.holdings import NOTHING
 from controller.core.moves import Moves
@@ -291,21 +300,33 @@ class BringUp:
         elif table.state is TableState.CREATED and self._update_slots(table, now_ns):
             self._present(table, now_ns)
 
-    def _settled(self, table: AgentTable, now_ns: int) -> frozenset[int] | None:
+    def _settled(self, table: AgentTable, now_ns: int) -> Listing | None:
         """The attached containers of the table's vdisk, or None while another may be attached in a moment.
 
-        One whose container host is down is listed later: the others must not wait for it.
+        One whose container host is down is listed later: the others must not wait for it. But a flush that does not
+        reach what it may have in its cache must not succeed: until then it is absent (design: 6, 12).
         """
-        attached = set()
+        attached, missing = set(), set()
         for slot in self.vdisk_slots(table.vdisk):
             attachment = table.agent.attachments.get(slot)
             if attachment is None:
                 return None
             if attachment.state is AttachState.ATTACHED or attachment.bound:
                 attached.add(slot)
-            elif attachment.state is not AttachState.FAILED and self._is_coming(attachment, now_ns):
+                continue
+            missing.add(slot)
+            if attachment.state is not AttachState.FAILED and self._is_coming(attachment, now_ns):
                 return None
-        return frozenset(attached)
+        absent = missing & (table.vdisk.reached_slots | table.vdisk.reaching) if missing else missing
+        return Listing(frozenset(attached), frozenset(absent))
+
+    def reach(self, table: AgentTable, slot: int, now_ns: int) -> None:
+        """The vdisk is to get its first segments in a container: its other tables must heed it before."""
+        if slot not in table.vdisk.reaching:
+            table.vdisk.reaching.add(slot)
+            for other in table.vdisk.tables.values():
+                if other is not table and other.agent.admitted:
+                    self._table(other, now_ns)
 
     def _is_coming(self, attachment: Attachment, now_ns: int) -> bool:
         """It is being attached, or waits for an exporter that can be asked; and not for long yet."""
@@ -315,14 +336,14 @@ class BringUp:
         return attachment.patient_until_ns is None or now_ns < attachment.patient_until_ns
 
     def _create(self, table: AgentTable, now_ns: int) -> None:
-        slots = self._settled(table, now_ns)
-        if slots is None:
+        listing = self._settled(table, now_ns)
+        if listing is None:
             return
         vdisk = table.vdisk
         table.state = TableState.CREATING
         table.sequence = 0
         table.holdings.reset(NOTHING)
-        table.slots = frozenset()
+        table.forget_slots()
         flags = TableFlags.RECLAIM | (TableFlags.READ_ONLY if table.presentation.read_only else 0)
         message = CreateTable(
             vdisk.uuid.bytes,
@@ -332,22 +353,24 @@ class BringUp:
             vdisk.block_size,
             int(flags),
             vdisk.name,
-            sorted(slots),
+            sorted(listing.slots),
+            sorted(listing.absent),
         )
         self._cluster.commands.order(
             table.agent,
             lambda: (message, table.table_id, False),
-            lambda status, response, now: self._created(table, slots, status, response, now),
+            lambda status, response, now: self._created(table, listing, status, response, now),
             now_ns,
         )
 
-    def _created(self, table: AgentTable, slots: frozenset[int], status: int, response: Any, now_ns: int) -> None:
+    def _created(self, table: AgentTable, listing: Listing, status: int, response: Any, now_ns: int) -> None:
         self._cluster.changed = True
         if response is None or table.state is not TableState.CREATING:
             return
         if status in DONE:
             table.state = TableState.CREATED
-            table.slots = slots if status == Status.OK else frozenset()
+            if status == Status.OK:
+                self._listed(table, listing, now_ns)
             table.presentation.detail = ""
         else:
             table.state = TableState.ABSENT
@@ -367,20 +390,19 @@ class BringUp:
 
     def _update_slots(self, table: AgentTable, now_ns: int) -> bool:
         """Tell the table its container list; True if it is up to date as far as it can be."""
-        slots = self._settled(table, now_ns)
-        if slots is None or table.slots_asked is not None:
+        listing = self._settled(table, now_ns)
+        if listing is None or table.slots_asked is not None:
             return False
-        if slots == table.slots:
+        if listing == (table.slots, table.absent):
             return True
-        table.slots_asked = slots
+        table.slots_asked = listing
 
         def done(status: int, response: Any, now_ns: int) -> None:
-            if table.slots_asked is not slots:
+            if table.slots_asked is not listing:
                 return
             table.slots_asked = None
             if status == Status.OK:
-                table.slots = slots
-                self._cluster.faults.slots_ready(now_ns)
+                self._listed(table, listing, now_ns)
                 self._table(table, now_ns)
             elif response is not None:
                 table.presentation.detail = f"table slots: {Status(status).name} {response.detail}".strip()
@@ -388,10 +410,22 @@ class BringUp:
                     self._attach_again(table.agent)
                 self._retry(table.agent, now_ns)
 
-        self._cluster.commands.order(
-            table.agent, lambda: (TableSlots(sorted(slots)), table.table_id, False), done, now_ns, stamped=True
-        )
+        message = TableSlots(sorted(listing.slots), sorted(listing.absent))
+        self._cluster.commands.order(table.agent, lambda: (message, table.table_id, False), done, now_ns, stamped=True)
         return False
+
+    def _listed(self, table: AgentTable, listing: Listing, now_ns: int) -> None:
+        """The agent has the container list."""
+        cluster = self._cluster
+        table.slots, table.absent = listing
+        subject = f"{table.agent.name}:{table.vdisk.name}"
+        where = f"flushes of vdisk {table.vdisk.name} at agent {table.agent.name}"
+        if table.absent:
+            names = ", ".join(cluster.containers[slot].name for slot in sorted(table.absent))
+            cluster.log.alarm(now_ns, "flush", subject, f"{where} fail until it has attached {names}")
+        else:
+            cluster.log.clear(now_ns, "flush", subject, f"{where} reach every container")
+        cluster.faults.slots_ready(now_ns)
 
     def settle_missing(self, table: AgentTable, then: Callable[[int], None], now_ns: int) -> None:
         """The agent says it has no such table. DELETE_TABLE is answered only when its I/O has ended, too."""
@@ -499,6 +533,8 @@ class BringUp:
     def table_gone(self, table: AgentTable, now_ns: int) -> None:
         """The agent certainly has nothing of it any more: whoever waited for that goes on."""
         self._cluster.changed = True
+        self._cluster.log.clear(now_ns, "flush", f"{table.agent.name}:{table.vdisk.name}", "there is no such table")
+        self._cluster.faults.slots_ready(now_ns)
         gone, table.gone = table.gone, []
         for then in gone:
             then(now_ns)

@@ -172,7 +172,7 @@ class Faults:
                 if (chunk is None or chunk[segment & 4095] == ZERO_ENTRY) and (
                     not others or not self._held(others, segment)
                 ):
-                    if extent.next == extent.end and not refill(table, others):
+                    if extent.next == extent.end and not refill(table, others, now_ns):
                         self._starve(table, fault, now_ns)
                         continue
                     entries.append(extent.next << 16 | extent.slot << 4 | MAPPED)
@@ -189,8 +189,9 @@ class Faults:
     def _held(self, others: list[AgentTable], segment: int) -> bool:
         return any(other.holdings.get(segment) for other in others)
 
-    def _refill(self, table: AgentTable, others: list[AgentTable]) -> bool:
-        """Reserve more zeroed segments for the table, if possible where all its sharers can read them."""
+    def _refill(self, table: AgentTable, others: list[AgentTable], now_ns: int) -> bool:
+        """Reserve more zeroed segments for the table, if possible where all its sharers can read them; but only where
+        no flush at a sharer succeeds without reaching them."""
         if self._cluster.frozen or self._cluster.store_full:
             return False
         usable = slots = table.usable_slots
@@ -198,9 +199,22 @@ class Faults:
             if other.state is TableState.CREATED and slots & other.usable_slots:
                 slots = slots & other.usable_slots
         allocator = self._cluster.allocator
-        done = allocator.refill(table.extent, slots) or allocator.refill(table.extent, usable)
+        heeded = self._heeded(table.vdisk, usable, others)
+        if allocator.refill(table.extent, slots & heeded) or allocator.refill(table.extent, heeded):
+            table.vdisk.reached.add(table.extent.slot)
+        else:
+            new = [slot for slot in sorted(usable - heeded) if allocator.zeroed((slot,))]
+            if new:
+                self._cluster.bringup.reach(table, new[0], now_ns)
         self._cluster.zeroing.taken()
-        return done
+        return table.extent.next < table.extent.end
+
+    def _heeded(self, vdisk: VDisk, slots: frozenset[int], others: list[AgentTable]) -> frozenset[int]:
+        """Those of the containers that all other tables of the vdisk flush, or fail flushes without."""
+        heeded = slots
+        for other in others:
+            heeded &= other.heeded_slots
+        return heeded if heeded == slots else heeded | slots & vdisk.reached_slots
 
     def _allocate(self, group: Group, others: list[AgentTable]) -> None:
         """Journal the new entries; they become the truth, and the answers, when they are durable."""
@@ -340,6 +354,8 @@ class Faults:
             return f"writes to vdisk {name} wait: {FROZEN_ADVICE.format(self._cluster.frozen)}"
         if not spaces:
             return f"writes to vdisk {name} wait: agent {table.agent.name} has none of its containers attached"
+        if table.vdisk.reaching and any(space.zeroed.total for space in spaces):
+            return f"writes to vdisk {name} wait until its other agents know of a container that is new to it"
         if any(space.free.total for space in spaces) or self._cluster.zeroing.busy:
             return f"writes to vdisk {name} wait for segments to be zeroed"
         return f"writes to vdisk {name} wait: its containers are full; add a container"
@@ -446,7 +462,7 @@ class _Slower:
 
     def _allocate_shared(self, fault: Fault, now_ns: int) -> None:
         extent = self._table.extent
-        if extent.next == extent.end and not self._faults._refill(self._table, self._others):
+        if extent.next == extent.end and not self._faults._refill(self._table, self._others, now_ns):
             self._faults._starve(self._table, fault, now_ns)
             return
         self._join("others give up ZERO", fault).entries.append(extent.next << 16 | extent.slot << 4 | MAPPED)

@@ -324,7 +324,7 @@ class Fencing:
             table.state = TableState.ABSENT
             table.holdings.reset(NOTHING)
             table.presentation.exported = table.presentation.exporting = False
-            table.slots, table.slots_asked = frozenset(), None
+            table.forget_slots()
             cluster.faults.dropped(table)
         cluster.commands.incarnation_over(agent, now_ns)
         for table in list(agent.tables.values()):

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from controller.store.image import CHUNK_SHIFT, Chunks, MapImage
 from controller.store.records import SegmentState
-from mapping.entry import ERROR, FLAGS, ZERO_ENTRY, has_location, slot_of
+from mapping.entry import ERROR, FLAGS, ZERO_ENTRY, has_location, low_words, slot_of
 
 if TYPE_CHECKING:
     from controller.core.agents import AgentTable, Presentation
@@ -39,6 +39,9 @@ class VDisk:
         "name",
         "number",
         "presentations",
+        "reached",
+        "reaching",
+        "searched",
         "segment_count",
         "segment_size",
         "slots",
@@ -60,6 +63,9 @@ class VDisk:
         self.changing: dict[int, Change] = {}
         self.tables: dict[int, AgentTable] = {}
         self.presentations: dict[int, Presentation] = {}
+        self.reached: set[int] = set()
+        self.reaching: set[int] = set()
+        self.searched = False
 
     def record(self) -> dict[str, Any]:
         """What is persisted of it."""
@@ -77,6 +83,18 @@ class VDisk:
     def subnqn(self) -> str:
         """One identity at all agents."""
         return f"nqn.2026-11.io.segmap:vdisk:{self.uuid}"
+
+    @property
+    def reached_slots(self) -> set[int]:
+        """The containers that have, or had, segments of it, with those reserved for it. Searched for once.
+
+        Every table of it heeds them: its flushes reach them or fail. Before it gets its first segments in another, its
+        other tables have to heed that, too; until they do it is in `reaching`."""
+        if not self.searched:
+            self.searched = True
+            found = set[int]().union(*map(low_words, self.chunks.values()))
+            self.reached.update(slot_of(word) for word in found if has_location(word))
+        return self.reached
 
     @property
     def sharing(self) -> list[AgentTable]:

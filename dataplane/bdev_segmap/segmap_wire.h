@@ -355,9 +355,10 @@ static_assert(offsetof(struct segmap_wire_event, kind) == 0, "segmap_wire_event.
 static_assert(offsetof(struct segmap_wire_event, slot) == 4, "segmap_wire_event.slot");
 static_assert(offsetof(struct segmap_wire_event, detail_length) == 8, "segmap_wire_event.detail_length");
 
-/* CREATE_TABLE: A new table, id in the header, every entry INVALID [0034]; `slots`: its container list.
+/* CREATE_TABLE: A new table, id in the header, every entry INVALID [0034]; `slots`, `absent`: as in TABLE_SLOTS.
  * then: char name[name_length], padded to 8, at most 255
  * then: uint64_t slots[slots_count], padded to 8, at most 4096
+ * then: uint64_t absent[absent_count], padded to 8, at most 4096
  */
 struct segmap_wire_create_table {
 	uint8_t vdisk[16];
@@ -368,8 +369,10 @@ struct segmap_wire_create_table {
 	uint32_t table_flags;
 	uint32_t name_length;
 	uint32_t slots_count;
+	uint32_t absent_count;
+	uint8_t pad0[4];
 };
-static_assert(sizeof(struct segmap_wire_create_table) == 64, "segmap_wire_create_table");
+static_assert(sizeof(struct segmap_wire_create_table) == 72, "segmap_wire_create_table");
 static_assert(offsetof(struct segmap_wire_create_table, vdisk) == 0, "segmap_wire_create_table.vdisk");
 static_assert(offsetof(struct segmap_wire_create_table, nguid) == 16, "segmap_wire_create_table.nguid");
 static_assert(offsetof(struct segmap_wire_create_table, segment_count) == 32, "segmap_wire_create_table.segment_count");
@@ -378,6 +381,7 @@ static_assert(offsetof(struct segmap_wire_create_table, block_size) == 48, "segm
 static_assert(offsetof(struct segmap_wire_create_table, table_flags) == 52, "segmap_wire_create_table.table_flags");
 static_assert(offsetof(struct segmap_wire_create_table, name_length) == 56, "segmap_wire_create_table.name_length");
 static_assert(offsetof(struct segmap_wire_create_table, slots_count) == 60, "segmap_wire_create_table.slots_count");
+static_assert(offsetof(struct segmap_wire_create_table, absent_count) == 64, "segmap_wire_create_table.absent_count");
 
 /* DELETE_TABLE: Forget the table; its I/O faults with NO_TABLE or ends. No body. */
 
@@ -429,15 +433,17 @@ static_assert(offsetof(struct segmap_wire_set_state, count) == 8, "segmap_wire_s
 static_assert(offsetof(struct segmap_wire_set_state, state) == 16, "segmap_wire_set_state.state");
 static_assert(offsetof(struct segmap_wire_set_state, active) == 20, "segmap_wire_set_state.active");
 
-/* TABLE_SLOTS: Replace the table's container list, which is also its flush set.
+/* TABLE_SLOTS: Replace the table's container list, which is also its flush set. `absent`: containers that may hold data of the
  * then: uint64_t slots[slots_count], padded to 8, at most 4096
+ * then: uint64_t absent[absent_count], padded to 8, at most 4096
  */
 struct segmap_wire_table_slots {
 	uint32_t slots_count;
-	uint8_t pad0[4];
+	uint32_t absent_count;
 };
 static_assert(sizeof(struct segmap_wire_table_slots) == 8, "segmap_wire_table_slots");
 static_assert(offsetof(struct segmap_wire_table_slots, slots_count) == 0, "segmap_wire_table_slots.slots_count");
+static_assert(offsetof(struct segmap_wire_table_slots, absent_count) == 4, "segmap_wire_table_slots.absent_count");
 
 /* SUSPEND: New I/O of the table parks. No body. */
 

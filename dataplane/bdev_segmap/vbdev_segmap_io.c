@@ -57,6 +57,7 @@ complete_to_host(struct segmap_io *io)
 	case SEGMAP_STATUS_LEASE_EXPIRED:
 	case SEGMAP_STATUS_TIMEOUT:
 	case SEGMAP_STATUS_BUSY:
+	case SEGMAP_STATUS_NO_CONTAINER:
 		spdk_bdev_io_complete_nvme_status(bdev_io, 0, SPDK_NVME_SCT_GENERIC, SPDK_NVME_SC_NAMESPACE_NOT_READY);
 		return;
 	default:

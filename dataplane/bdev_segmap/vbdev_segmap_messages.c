@@ -245,6 +245,7 @@ on_table_slots(struct message *message)
 		return PROTOCOL;
 	}
 	numbers = take_array(message, body->slots_count, sizeof(uint64_t), SEGMAP_WIRE_SLOTS_MAX);
+	take_array(message, body->absent_count, sizeof(uint64_t), SEGMAP_WIRE_SLOTS_MAX);
 	if (!is_whole(message)) {
 		return PROTOCOL;
 	}
@@ -258,7 +259,8 @@ on_table_slots(struct message *message)
 		return answer(message, SEGMAP_STATUS_FORBIDDEN, detail);
 	}
 	before = engine != NULL ? engine->slots : slots;
-	status = segmap_plane_table_slots(&g_segmap.plane, &stamp, message->header->table, &slots, segmap_now_ns());
+	status = segmap_plane_table_slots(&g_segmap.plane, &stamp, message->header->table, &slots,
+					  body->absent_count != 0, segmap_now_ns());
 	for (uint32_t slot = 0; status == SEGMAP_STATUS_OK && slot < SEGMAP_SLOTS; slot++) {
 		if (segmap_slots_have(&slots, slot) && !segmap_slots_have(&before, slot)) {
 			segmap_watch_slot(SPDK_CONTAINEROF(engine, struct segmap_disk, engine), slot);

@@ -378,10 +378,11 @@ class PlaneServer:
 
     def _table_slots(self, event: RequestReceived, stamp: Stamp, barrier: Any) -> Outcome:
         engine = self._plane.tables.get(event.header.table)
-        slots = list(cast(TableSlots, event.message).slots)
+        message = cast(TableSlots, event.message)
+        slots = list(message.slots)
         if engine is not None and not self._fits(engine, slots):
             return Status.FORBIDDEN, []
-        outcome = self._plane.table_slots(stamp, event.header.table, slots, self._host.clock())
+        outcome = self._plane.table_slots(stamp, event.header.table, slots, self._host.clock(), message.absent)
         if outcome[0] is Status.OK:
             self._host.slots_changed[event.header.table]()
         return outcome

@@ -1,7 +1,8 @@
 """A flush of a virtual disk: at every container of its table, and at every one with unflushed writes.
 
 It fails if one of them may have lost writes since the disk's last good flush, by whichever agent they were made; a
-disk counts from when a container was listed in its table. What this cannot see: writes that an earlier incarnation of
+disk counts from when a container was listed in its table. Where a container that may have data of the disk is absent,
+the engine has refused the flush: it does not come here. What this cannot see: writes that an earlier incarnation of
 this agent left unflushed in a container that then lost them before this one had it in a table.
 """
 

@@ -189,7 +189,7 @@ def test_create_table_and_tell_it_its_containers() -> None:
     assert driver.responses(made) == [Done()]
     assert [(disk.table, disk.name) for disk in driver.target.disks.values()] == [(TABLE, "vdisk3")]
     (slots,) = of(e.SendDataPlane, made)
-    assert slots.message == TableSlots([4]) and slots.header.table == TABLE
+    assert slots.message == TableSlots([4], []) and slots.header.table == TABLE
 
 
 def test_a_table_that_is_here_is_not_new() -> None:

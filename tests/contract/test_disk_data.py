@@ -43,6 +43,7 @@ from channel.messages import (
 )
 from channel.values import AnswerAction, AnswerRecord, AttachFlags, FaultRecord, Header, SegmentCopy, SegmentRun
 from dataplane.embedded.nvme_host import NvmeStatusError, NvmeTcpHost
+from fabric.nvme_tcp.spec import DNR
 from mapping.entry import ERROR_ENTRY, NO_WRITE, ZERO_ENTRY, State, pack
 from mapping.plane import SESSION_SHIFT, numbered
 from mapping.rules import FaultKind, Operation
@@ -612,6 +613,29 @@ def test_copies_and_zeroes(scene: Scene) -> None:
         assert await ask(ZeroSegments([SegmentRun(scene.at(CONTAINER_SEGMENTS - 1), 2)])) is Status.OUT_OF_RANGE
         assert await ask(CopySegments([SegmentCopy(0, scene.at(3))])) is Status.BAD_MESSAGE
         assert await ask(UnbindSlot(scene.slot)) is Status.BUSY
+
+    play(scene, act)
+
+
+def test_a_flush_fails_while_a_container_with_data_is_absent(scene: Scene) -> None:
+    """With a status that is tried again, and for as long as the controller says so (design: 6, 12)."""
+
+    async def act(scene: Scene) -> None:
+        daemon = await scene.ready()
+        host = await scene.host()
+        assert await scene.set(0, scene.at(1)) is Status.OK
+        await host.flush(1)
+        absent = TableSlots([scene.slot], [4000])
+        assert (await daemon.ask(absent, scene.header())).status is Status.OK
+        for _ in range(2):
+            with pytest.raises(NvmeStatusError) as refused:
+                await host.flush(1)
+            assert not refused.value.status & DNR
+        await host.write(1, 0, b"g" * 512)
+        assert await host.read(1, 0, 512) == b"g" * 512
+        assert await scene.set(1, pack(4000, 1)) is Status.NO_CONTAINER
+        assert (await daemon.ask(TableSlots([scene.slot]), scene.header())).status is Status.OK
+        await host.flush(1)
 
     play(scene, act)
 

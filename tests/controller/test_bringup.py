@@ -5,7 +5,7 @@ from __future__ import annotations
 from channel import messages as m
 from channel.values import AttachFlags
 from controller.core import effects as fx
-from mapping.entry import has_location
+from mapping.entry import has_location, slot_of
 from mapping.rules import FaultKind, Operation
 from mapping.status import Status
 from tests.controller.rig import SEGMENT_SIZE, Rig, RigAgent
@@ -17,6 +17,15 @@ def add_second(rig: Rig) -> RigAgent:
     rig.announce(exporter, {"disk2": 64})
     assert rig.ask("container.add", name="c2", agent="store2", export="disk2", contents="zeroed")["state"] == "ready"
     return exporter
+
+
+def fill(agent: RigAgent) -> int:
+    """Write until something is in the second container; that segment."""
+    for segment in range(0, 256, 3):
+        agent.fault(segment)
+        if slot_of(agent.last_answer()[1][0]) == 1:
+            return segment
+    raise AssertionError("the second container is not used")
 
 
 def read(agent: RigAgent, segment: int) -> None:
@@ -92,6 +101,92 @@ def test_or_although_it_does_not_answer() -> None:
     assert not fresh.ordered(m.CreateTable), "it may be quick"
     rig.advance(2.1)
     assert fresh.ordered(m.CreateTable)[-1].slots == [0]
+
+
+def test_a_container_with_data_that_a_fresh_data_plane_cannot_attach_is_absent_until_it_can() -> None:
+    """What the earlier one left in its cache must not be taken for durable (design: 6, 12)."""
+    rig = Rig()
+    (agent,) = rig.disk_at("a", segments=64)
+    second = add_second(rig)
+    fill(agent)
+    second.drop()
+    fresh = rig.agent("b")
+    fresh.say(m.LeaseRenew(1))
+    rig.ask("vdisk.present", name="v", agents=["b"], any_host=True)
+    created = fresh.ordered(m.CreateTable)[-1]
+    assert (created.slots, created.absent) == ([0], [1])
+    (alarm,) = [one for one in rig.ask("cluster.status")["alarms"] if one["kind"] == "flush"]
+    assert alarm["text"] == "flushes of vdisk v at agent b fail until it has attached c2"
+    second.hello()
+    listed = fresh.ordered(m.TableSlots)[-1]
+    assert (listed.slots, listed.absent) == ([0, 1], [])
+    assert not [one for one in rig.ask("cluster.status")["alarms"] if one["kind"] == "flush"]
+
+
+def test_so_it_is_for_the_next_controller_which_looks_into_the_table() -> None:
+    rig = Rig()
+    (agent,) = rig.disk_at("a", segments=64)
+    fill_second = add_second(rig)
+    fill(agent)
+    fill_second.drop()
+    rig.restart()
+    rig.agents["store"].hello()
+    agent.instance = b"another one".ljust(16)
+    rig.ask("vdisk.create", name="w", size_bytes=SEGMENT_SIZE)
+    fresh = rig.agent("b")
+    fresh.say(m.LeaseRenew(1))
+    for name in ("v", "w"):
+        rig.ask("vdisk.present", name=name, agents=["b"], any_host=True)
+    rig.advance(2.1)
+    created = {order.name: (order.slots, order.absent) for order in fresh.ordered(m.CreateTable)}
+    assert created == {"v": ([0], [1]), "w": ([0], [])}, "w has nothing there"
+
+
+def test_a_container_that_is_new_to_a_disk_is_used_once_its_other_agents_heed_it() -> None:
+    """Else a flush at one of them succeeds that does not reach what was written at this one."""
+    rig = Rig()
+    second = None
+    first, other = rig.disk_at("a", "b", segments=3)
+    other.refusing[m.AttachContainer] = Status.IO_ERROR
+    second = add_second(rig)
+    assert first.ordered(m.TableSlots)[-1].slots == [0, 1]
+    assert not other.ordered(m.TableSlots), "there is nothing of v in it"
+    other.auto = False
+    for segment in range(0, 30, 3):
+        count = len(first.answers)
+        first.fault(segment)
+        if len(first.answers) == count:
+            break
+    else:
+        raise AssertionError("it was put into the second container at once")
+    listed = other.respond(which=m.TableSlots)
+    assert (listed.slots, listed.absent) == ([0], [1])
+    assert slot_of(first.last_answer()[1][0]) == 1 and len(first.answers) == count + 1
+    other.refusing.clear()
+    other.auto = True
+    second.hello()
+    rig.advance(10)
+    listed = other.ordered(m.TableSlots)[-1]
+    assert (listed.slots, listed.absent) == ([0, 1], [])
+
+
+def test_a_disk_whose_other_agent_is_gone_for_good_goes_on() -> None:
+    rig = Rig()
+    first, other = rig.disk_at("a", "b", segments=3)
+    other.refusing[m.AttachContainer] = Status.IO_ERROR
+    add_second(rig)
+    other.auto = False
+    count = -1
+    for segment in range(0, 30, 3):
+        if len(first.answers) == count:
+            break
+        count = len(first.answers)
+        first.fault(segment)
+    waiting = len(first.answers)
+    rig.ask("vdisk.withdraw", name="v", agents=["b"])
+    for which in (m.Withdraw, m.DeleteTable):
+        other.respond(which=which)
+    assert len(first.answers) == waiting + 1 and slot_of(first.last_answer()[1][0]) == 1
 
 
 def test_an_allow_without_an_answer_is_no_disaster() -> None:

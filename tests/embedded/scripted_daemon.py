@@ -358,8 +358,8 @@ class Rig:
         self.now += int(seconds * SECOND)
         self.host.tick()
 
-    async def replace_slots(self, slots: Sequence[int]) -> Any:
-        return await self.daemon.ask(TableSlots(list(slots)))
+    async def replace_slots(self, slots: Sequence[int], absent: Sequence[int] = ()) -> Any:
+        return await self.daemon.ask(TableSlots(list(slots), list(absent)))
 
 
 class Io:

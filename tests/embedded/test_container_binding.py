@@ -1,4 +1,4 @@
-"""BIND_SLOT and UNBIND_SLOT: labels written, verified, refused; claims; foreign data."""
+"""BIND_SLOT and UNBIND_SLOT: labels written, verified, refused; claims; foreign data; containers that are absent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from channel.messages import UnbindSlot
 from channel.values import AttachFlags
 from mapping.label import LABEL_BYTES, Label, decode
 from mapping.status import Status
-from tests.embedded.scripted_daemon import CLUSTER, SEGMENT, Rig, on_loop
+from tests.embedded.scripted_daemon import CLUSTER, SEGMENT, Rig, at, flush, on_loop, read
 
 INITIALIZE, FORCE = AttachFlags.INITIALIZE, AttachFlags.FORCE
 
@@ -105,6 +105,27 @@ async def test_a_table_takes_only_containers_cut_like_it() -> None:
         rig.disk()
         assert (await rig.replace_slots([0, 1])).status is Status.FORBIDDEN
         assert (await rig.replace_slots([0, 5])).status is Status.NO_CONTAINER
+
+
+@on_loop
+async def test_a_flush_fails_until_every_container_with_data_is_attached() -> None:
+    """What another data plane left in the cache of an absent container is not durable (design: 6, 12)."""
+    async with Rig() as rig:
+        disk = await rig.ready()
+        await rig.daemon.set(0, [at(1)])
+        disk.write_now(0, b"w" * 512)
+        assert (await rig.replace_slots([0], absent=[1])).status is Status.OK
+        assert flush(disk).status is Status.NO_CONTAINER
+        assert read(disk, 0).status is Status.OK, "nothing else is held up"
+        await rig.bind(1, "c1")
+        assert flush(disk).status is Status.NO_CONTAINER, "the controller has not listed it yet"
+        rig.fast.losses += 1
+        assert flush(disk).status is Status.NO_CONTAINER
+        assert (await rig.replace_slots([0, 1])).status is Status.OK
+        for status in (Status.IO_ERROR, Status.OK):
+            io = flush(disk)
+            rig.slow.finish()
+            assert io.status is status, "a flush that did not begin has told nobody of a loss"
 
 
 @on_loop

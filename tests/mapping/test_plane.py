@@ -276,6 +276,29 @@ class TestSlots:
         assert plane.unbind_slot(0) is Status.OK
         assert plane.unbind_slot(0) is Status.NO_CONTAINER
 
+    def test_a_flush_fails_while_a_container_with_data_is_absent(self) -> None:
+        plane = admitted()
+        engine = plane.tables[7]
+        assert plane.table_slots(stamp(), 7, [0], 1, absent=[1]) == (Status.OK, [])
+        flush = Part(Operation.FLUSH, -1, 0, 0)
+        assert engine.submit(flush, 2) == [Complete(flush, Status.NO_CONTAINER)]
+        assert plane.set_entries(stamp(1), 7, 3, 1, [pack(1, 1)], 2)[0] is Status.NO_CONTAINER
+        assert plane.bind_slot(1, b"l" * 16) is Status.OK
+        assert engine.submit(flush, 3) == [Complete(flush, Status.NO_CONTAINER)], "it is not listed yet"
+        assert plane.table_slots(stamp(), 7, [0, 2], 3)[0] is Status.NO_CONTAINER
+        assert engine.absent == {1}, "a refused list changes nothing"
+        assert plane.table_slots(stamp(), 7, [0, 1], 3)[0] is Status.OK
+        assert engine.submit(flush, 4) == [Forward(flush)]
+
+    def test_a_flush_that_waits_for_a_lease_is_judged_when_it_begins(self) -> None:
+        plane = admitted()
+        engine = plane.tables[7]
+        flush = Part(Operation.FLUSH, -1, 0, 0)
+        engine.suspend()
+        assert engine.submit(flush, 1) == []
+        plane.table_slots(stamp(), 7, [0], 1, absent=[1])
+        assert plane.resume(stamp(), 7, 2)[1] == [Complete(flush, Status.NO_CONTAINER)]
+
     def test_a_slot_is_one_container(self) -> None:
         plane = admitted()
         assert plane.bind_slot(0, b"k" * 16) is Status.OK

@@ -207,7 +207,8 @@ class Story:
 
     def table_slots(self, choose: Choices) -> None:
         slots = choose.pick([[0, 1], [0, 1], [0], [1], [0, 5]])
-        self.run(Command.TABLE_SLOTS, *self.stamp(), choose.pick(TABLES), self.now, len(slots), *slots)
+        lacks = choose.pick([0, 0, 1])
+        self.run(Command.TABLE_SLOTS, *self.stamp(), choose.pick(TABLES), self.now, lacks, len(slots), *slots)
 
     def resize(self, choose: Choices) -> None:
         self.run(Command.RESIZE, choose.pick(TABLES), choose.pick([SEGMENTS - 2, SEGMENTS, SEGMENTS + 2]), self.now)

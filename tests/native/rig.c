@@ -526,14 +526,14 @@ run_drop(struct rig *rig, const uint64_t *words)
 	table->used = false;
 }
 
-/* stamp[4], table, now, slots, slot... */
+/* stamp[4], table, now, lacks a container, slots, slot... */
 static void
 run_table_slots(struct rig *rig, const uint64_t *words)
 {
 	struct segmap_stamp stamp = stamp_in(words);
-	struct segmap_slots slots = slots_in(words[6], words + 7);
+	struct segmap_slots slots = slots_in(words[7], words + 8);
 
-	result(rig, segmap_plane_table_slots(&rig->plane, &stamp, words[4], &slots, words[5]), NULL);
+	result(rig, segmap_plane_table_slots(&rig->plane, &stamp, words[4], &slots, words[6] != 0, words[5]), NULL);
 }
 
 /* table, segments, now */

@@ -307,8 +307,8 @@ class ReferenceRig:
         self._apply(self.plane.drop_table(table))
 
     def table_slots(self, *words: int) -> None:
-        stamp, (table, now, _), slots = Stamp(*words[:4]), words[4:7], words[7:]
-        self._outcome(self.plane.table_slots(stamp, table, slots, now))
+        stamp, (table, now, lacks, _), slots = Stamp(*words[:4]), words[4:8], words[8:]
+        self._outcome(self.plane.table_slots(stamp, table, slots, now, [9] if lacks else []))
 
     def resize(self, table: int, segments: int, now: int) -> None:
         self._outcome((Status.OK, self.plane.tables[table].resize(segments, now)))

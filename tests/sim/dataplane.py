@@ -268,8 +268,11 @@ class DataPlane:
         return None if barrier is not None and status is Status.OK else m.Done(status)
 
     def _on_table_slots(self, link: PlaneLink, event: RequestReceived) -> m.Response:
-        slots = list(event.message.slots)  # type: ignore[union-attr]
-        status, effects = self.plane.table_slots(_stamp(event.header), event.header.table, slots, self.clock())
+        message = event.message
+        assert isinstance(message, m.TableSlots)
+        status, effects = self.plane.table_slots(
+            _stamp(event.header), event.header.table, message.slots, self.clock(), message.absent
+        )
         self.run(effects)
         return m.Done(status)
 

@@ -7,8 +7,9 @@ alone until then.
 Flushes: what an acknowledged flush covered stays, whatever happens to caches. When a container host's machine fails,
 blocks written since may show older values, and the host has to learn of it: its next flush, at every path it wrote
 through, fails at one of them. A data plane that dies takes with it what it knew of such a loss; no flush tells of it
-then, so the hosts that wrote through it are not promised anything of what they had not flushed: a flush elsewhere
-covers that only where it has reached the container (an agent may not have attached all of them).
+then, so what they had not flushed may be lost silently. A flush that succeeds, wherever it was sent, covers all that is
+still there: it does not succeed where a container that may have data of the disk is out of reach (which is looked at
+when it succeeds, too, for a loss may be long in coming).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ NEVER_BEGUN: Final = frozenset(
     (Status.TIMEOUT, Status.NO_SPACE, Status.BUSY, Status.UNSUPPORTED, Status.WRITE_PROTECTED, Status.NO_CONTAINER)
 )
 RETRY_NS: Final = 20 * MS
+NOWHERE: Final = -1
 
 
 class HostIO:
@@ -318,10 +320,10 @@ class Hosts:
             self._next(disk)
             return
         disk.flushing = True
-        covered = [(register, max(register.floor, register.owed)) for register in disk.dirty]
+        covered = [(register, max(register.floor, register.owed), self._slot(register)) for register in disk.dirty]
         disk.written = {}
         left, bad, lossy = [len(paths)], [False], [False]
-        reached: set[int] = set()
+        reached: set[int] = {NOWHERE}
 
         def done(io: HostIO, status: Status, value: Any) -> None:
             bad[0] = bad[0] or status is not Status.OK
@@ -343,11 +345,11 @@ class Hosts:
             assert table is not None
             dataplane.submit(table, HostIO(Part(Operation.FLUSH, -1, 0, 0), None, done, lambda: None))
 
-    def _flushed(self, disk: Disk, covered: Iterable[tuple[DurableRegister, int]], reached: set[int]) -> None:
+    def _flushed(self, disk: Disk, covered: Iterable[tuple[DurableRegister, int, int]], reached: set[int]) -> None:
         self.acknowledged += 1
-        for register, number in covered:
-            if number <= register.unpromised and self._slot(register) not in reached:
-                continue
+        for register, number, slot in covered:
+            if slot not in reached:
+                raise self.timeline.violated(f"a flush has not reached block {register.key}: container {slot}")
             register.durable = max(register.durable, number)
             register.floor = max(register.floor, register.durable)
             if register.owed <= register.durable:
@@ -356,10 +358,10 @@ class Hosts:
                 disk.dirty.pop(register, None)
 
     def _slot(self, register: DurableRegister) -> int:
-        """The container that has the block, -1 if none has."""
+        """The container that has the block."""
         vdisk, segment, _ = register.key
         entry = self.world.checks.committed.entry(vdisk, segment)
-        return slot_of(entry) if has_location(entry) else -1
+        return slot_of(entry) if has_location(entry) else NOWHERE
 
     def _forgive(self, disk: Disk) -> None:
         """The host has been told that what it had not flushed may be lost."""

@@ -105,7 +105,7 @@ INVARIANTS: Final[tuple[Invariant, ...]] = (
         12,
         "a flush that could have lost something fails",
         "hosts: what an acknowledged flush covered is there after any loss of caches",
-        ("loss-not-told", "flush-nothing", "writes-not-remembered"),
+        ("loss-not-told", "flush-nothing", "writes-not-remembered", "absent-not-told"),
     ),
 )
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from controller.core.admission import Admission
 from controller.core.agents import Standing
+from controller.core.bringup import BringUp
 from controller.core.changes import Changes
 from controller.core.cluster import Cluster
 from controller.core.commands import Commands
@@ -376,6 +377,16 @@ def _loss_not_told(right: Wrong) -> Wrong:
     return lambda self, slot: 0
 
 
+def _absent_not_told(right: Wrong) -> Wrong:
+    """Tables list what is attached, and nothing else."""
+
+    def settled(self: Any, table: Any, now_ns: int) -> Any:
+        listing = right(self, table, now_ns)
+        return listing and listing._replace(absent=frozenset())
+
+    return settled
+
+
 def _flush_nothing(right: Wrong) -> Wrong:
     return lambda self, container: True
 
@@ -525,6 +536,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("loss-not-told", "flushes succeed after a cache was lost", DataPlane, "_losses", _loss_not_told, **PEACE),
     Mutant("flush-nothing", "flushes end before they are done", DataPlane, "flush_container", _flush_nothing),
+    Mutant(
+        "absent-not-told",
+        "flushes succeed where a container with data is not attached",
+        BringUp,
+        "_settled",
+        _absent_not_told,
+        seed=16,
+    ),
     Mutant(
         "writes-not-remembered",
         "forgets which containers have unflushed writes",

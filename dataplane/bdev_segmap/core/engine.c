@@ -158,6 +158,9 @@ segmap_channel_submit(struct segmap_channel *channel, struct segmap_part *part, 
 		return fail_now(channel, part, SEGMAP_STATUS_WRITE_PROTECTED);
 	}
 	if (part->operation == SEGMAP_OPERATION_FLUSH) {
+		if (atomic_load_explicit(&engine->lacks_container, memory_order_acquire)) {
+			return fail_now(channel, part, SEGMAP_STATUS_NO_CONTAINER);
+		}
 		begin(channel, part, epoch);
 		return SEGMAP_STEP_FORWARD;
 	}
@@ -243,7 +246,11 @@ segmap_engine_submit(struct segmap_engine *engine, struct segmap_part *part, uin
 	} else if (!segmap_lease_covers(engine->lease, now_ns)) {
 		segmap_park(engine, part, &engine->unleased, now_ns);
 	} else if (part->operation == SEGMAP_OPERATION_FLUSH) {
-		begin_own(engine, part);
+		if (atomic_load_explicit(&engine->lacks_container, memory_order_acquire)) {
+			segmap_fail_part(engine, part, SEGMAP_STATUS_NO_CONTAINER);
+		} else {
+			begin_own(engine, part);
+		}
 	} else if (!engine->present) {
 		segmap_park_fault(engine, part, SEGMAP_INVALID_ENTRY, SEGMAP_FAULT_NO_TABLE, now_ns);
 	} else if (part->segment >= segmap_table_count(&engine->table)) {

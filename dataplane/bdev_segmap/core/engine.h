@@ -69,6 +69,8 @@ struct segmap_engine {
 	uint32_t blocks_per_segment;
 	struct segmap_geometry geometry;
 	const struct segmap_lease *lease;
+	/* A container that may hold data of the virtual disk is not attached: a flush would not reach it, and fails. */
+	atomic_bool lacks_container;
 
 	/* The owner's. */
 	struct segmap_plane *plane;

@@ -262,7 +262,7 @@ find_present(struct segmap_plane *plane, const struct segmap_stamp *stamp, uint6
 
 enum segmap_status
 segmap_plane_table_slots(struct segmap_plane *plane, const struct segmap_stamp *stamp, uint64_t table_id,
-			 const struct segmap_slots *slots, uint64_t now_ns)
+			 const struct segmap_slots *slots, bool lacks, uint64_t now_ns)
 {
 	struct segmap_engine *engine = NULL;
 	enum segmap_status status = find_present(plane, stamp, table_id, now_ns, &engine);
@@ -283,6 +283,7 @@ segmap_plane_table_slots(struct segmap_plane *plane, const struct segmap_stamp *
 		return SEGMAP_STATUS_BUSY;
 	}
 	engine->slots = *slots;
+	atomic_store_explicit(&engine->lacks_container, lacks, memory_order_release);
 	return SEGMAP_STATUS_OK;
 }
 

@@ -118,9 +118,13 @@ enum segmap_status segmap_plane_remove_table(struct segmap_plane *plane, uint64_
 /* The virtual disk is gone: parked I/O is dropped. No part of it may be begun, and no channel is left. */
 void segmap_plane_drop_table(struct segmap_plane *plane, struct segmap_engine *engine);
 
-/* Replace a table's container list. A container can leave it only when no entry can still name it. */
+/*
+ * Replace a table's container list. A container can leave it only when no entry can still name it. `lacks`: another one
+ * may hold data of the virtual disk and is not attached here, so that flushes fail until a list is complete.
+ */
 enum segmap_status segmap_plane_table_slots(struct segmap_plane *plane, const struct segmap_stamp *stamp,
-					    uint64_t table_id, const struct segmap_slots *slots, uint64_t now_ns);
+					    uint64_t table_id, const struct segmap_slots *slots, bool lacks,
+					    uint64_t now_ns);
 
 /* The container with this UUID is attached as `slot`. */
 enum segmap_status segmap_plane_bind_slot(struct segmap_plane *plane, uint32_t slot, const uint8_t container[16]);

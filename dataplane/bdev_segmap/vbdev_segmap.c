@@ -133,6 +133,7 @@ module_init(void)
 	g_segmap.us_per_tick = (UINT64_C(1000000) << 32) / spdk_get_ticks_hz();
 	for (uint32_t slot = 0; slot < SEGMAP_SLOTS; slot++) {
 		TAILQ_INIT(&g_segmap.containers[slot].unsettled);
+		TAILQ_INIT(&g_segmap.containers[slot].stranded);
 	}
 	spdk_io_device_register(&g_segmap, segmap_thread_create, segmap_thread_destroy, sizeof(struct segmap_thread),
 				"segmap");

@@ -35,6 +35,7 @@ struct segmap_base {
 	struct spdk_bdev_desc *desc;
 	struct spdk_bdev *bdev;
 	uint32_t slot;
+	uint64_t place; /* the container's, since it is this base */
 	uint32_t block_size;
 	uint32_t block_shift;
 	bool unmaps;
@@ -63,6 +64,8 @@ struct segmap_container {
 	_Atomic(uint64_t) settles; /* how often all from before had ended, whatever had become of it */
 	_Atomic(uint64_t) life; /* counts the containers that this slot has been */
 	struct segmap_unsettled_list unsettled;
+	struct segmap_unsettled_list stranded; /* sent to where it was before: only the end of all of those ends it */
+	uint64_t places; /* how often it has come to be elsewhere; the owner's */
 	char *origin; /* where its bdev led, and as whom; NULL: unknown */
 	bool bound;
 	bool binding;
@@ -259,8 +262,10 @@ char *segmap_base_origin(const struct segmap_base *base);
 bool segmap_may_still_land(const struct segmap_base *base, const struct spdk_bdev_io *base_io);
 /* The part of this I/O may: barriers wait for it, whatever becomes of the I/O. On the channel's thread. */
 void segmap_unsettle(struct segmap_io *io);
-/* Nothing from before is being done in the container any more. The owner's. */
-void segmap_container_settle(struct segmap_container *container);
+/* Nothing from before is being done in the container any more; or where it was before that, either. The owner's. */
+void segmap_container_settle(struct segmap_container *container, bool everywhere);
+/* The container is elsewhere from now on: what is there says nothing of what was sent to where it was. The owner's. */
+void segmap_container_strand(struct segmap_container *container);
 /* The process ends: nobody asks any more. The owner's. */
 void segmap_settle_all(void);
 

@@ -93,10 +93,13 @@ adopt(struct segmap_container *container, struct segmap_base *base, bool ended)
 	char *origin = segmap_base_origin(base);
 
 	if (ended || (origin != NULL && container->origin != NULL && strcmp(origin, container->origin) == 0)) {
-		segmap_container_settle(container);
+		segmap_container_settle(container, ended);
+	} else {
+		segmap_container_strand(container);
 	}
 	free(container->origin);
 	container->origin = origin;
+	base->place = container->places;
 	atomic_store(&container->base, base);
 }
 
@@ -367,7 +370,7 @@ segmap_unbind_slot(struct segmap_frame *request, uint32_t slot)
 		segmap_answer(request, SEGMAP_STATUS_BUSY, "the slot is being bound");
 		return;
 	}
-	if (!TAILQ_EMPTY(&container->unsettled)) {
+	if (!TAILQ_EMPTY(&container->unsettled) || !TAILQ_EMPTY(&container->stranded)) {
 		segmap_answer(request, SEGMAP_STATUS_BUSY, "I/O that was lost there may still be done");
 		return;
 	}

@@ -119,6 +119,9 @@ segmap_base_connect(struct segmap_base *base)
 		return -ENOMEM;
 	}
 	base->controller->refused = false;
+	if (TAILQ_EMPTY(&base->controller->bases)) {
+		base->controller->down = false; /* it may be another one by now, at the same address */
+	}
 	base->nsid = spdk_nvme_ns_get_id(ns);
 	TAILQ_INSERT_TAIL(&base->controller->bases, base, link);
 	return 0;
@@ -366,7 +369,7 @@ connection_back(struct segmap_controller *controller)
 		container = container_of(base);
 		if (container != NULL) {
 			SPDK_NOTICELOG("container slot %u: connected again\n", base->slot);
-			segmap_container_settle(container);
+			segmap_container_settle(container, false);
 		}
 	}
 }

@@ -3,7 +3,8 @@
  * I/O that has failed for its host, but may still be done by its container: its connection was lost (design: a lease
  * does not prove that old I/O has ended). Barriers go on waiting for it.
  *
- * What settles it: its container was attached anew, over the same connection or as the same host to the same place.
+ * What settles it: its container was attached anew, over the same connection or as the same host to the same place. If
+ * the container has moved since, only the end of the processes at its former places does.
  * The part stays counted where it was; its channel is held until then, and so is its disk.
  */
 #include "vbdev_segmap.h"
@@ -18,6 +19,7 @@ struct segmap_unsettled {
 	struct spdk_io_channel *hold;
 	uint64_t settles; /* the container's, when it failed */
 	uint64_t life;
+	uint64_t place; /* of the base that it was sent to */
 	bool drained;
 	struct segmap_message message;
 	TAILQ_ENTRY(segmap_unsettled) link;
@@ -95,6 +97,8 @@ owner_unsettled(void *ctx)
 		TAILQ_INSERT_TAIL(&g_orphans, unsettled, link);
 	} else if (unsettled->settles != atomic_load(&container->settles)) {
 		settle(unsettled);
+	} else if (unsettled->place != container->places) {
+		TAILQ_INSERT_TAIL(&container->stranded, unsettled, link);
 	} else {
 		TAILQ_INSERT_TAIL(&container->unsettled, unsettled, link);
 	}
@@ -119,6 +123,7 @@ segmap_unsettle(struct segmap_io *io)
 	unsettled->hold = spdk_get_io_channel(disk);
 	unsettled->life = atomic_load(&container->life);
 	unsettled->settles = atomic_load(&container->settles);
+	unsettled->place = io->path->base->place;
 	segmap_tell_owner(&unsettled->message, owner_unsettled, unsettled);
 }
 
@@ -134,10 +139,20 @@ settle_list(struct segmap_unsettled_list *list)
 }
 
 void
-segmap_container_settle(struct segmap_container *container)
+segmap_container_settle(struct segmap_container *container, bool everywhere)
 {
 	atomic_fetch_add(&container->settles, 1);
 	settle_list(&container->unsettled);
+	if (everywhere) {
+		settle_list(&container->stranded);
+	}
+}
+
+void
+segmap_container_strand(struct segmap_container *container)
+{
+	container->places++;
+	TAILQ_CONCAT(&container->stranded, &container->unsettled, link);
 }
 
 void
@@ -145,6 +160,6 @@ segmap_settle_all(void)
 {
 	settle_list(&g_orphans);
 	for (uint32_t slot = 0; slot < SEGMAP_SLOTS; slot++) {
-		segmap_container_settle(&g_segmap.containers[slot]);
+		segmap_container_settle(&g_segmap.containers[slot], true);
 	}
 }

@@ -283,6 +283,35 @@ def test_the_same_host_at_the_same_place_settles_what_was_lost(name: str, runtim
     play(name, runtime_dir, act)
 
 
+async def unsettled(scene: Scene) -> Any:
+    return (await scene.rpc("bdev_segmap_get_stats"))["bdevs"][0]["unsettled"]
+
+
+def test_another_place_settles_nothing_of_the_one_before(name: str, runtime_dir: Path) -> None:
+    async def move(scene: Scene, flags: int) -> None:
+        await scene.rpc("bdev_nvme_detach_controller", name="far")
+        scene.address = scene.address | {"trsvcid": str(free_port())}
+        await scene.listen()
+        await scene.attach()
+        assert (await scene.bind(flags)).status is Status.OK
+
+    async def act(scene: Scene) -> None:
+        await leave_a_write(scene)
+        waiting = scene.barrier()
+        scene.finishing = True
+        await move(scene, 0)
+        await scene.reconnect()
+        await scene.host.read(1, 0, 512)
+        assert await unsettled(scene) == 1, "the process at the old address may still have it"
+        assert not waiting.done()
+        await scene.interrupt()
+        await move(scene, AttachFlags.ENDED)
+        assert (await waiting)[0].status is Status.OK
+        assert await unsettled(scene) == 0
+
+    play(name, runtime_dir, act)
+
+
 def test_a_bdev_that_comes_back_as_something_else_is_not_used(name: str, runtime_dir: Path) -> None:
     async def act(scene: Scene) -> None:
         await scene.host.write(1, 0, b"mine" * 1024)

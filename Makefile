@@ -21,7 +21,7 @@ test: venv  ## all tests but the long ones, with a time budget per suite
 test-long: venv  ## the long tests: more seeds, more rounds
 	@$(PYTEST) -m long $(TEST_ARGS)
 
-sim: venv  ## one simulated history: SEED=number, HOURS=1, WORKLOAD=sparse, dense or storm; the same seed, the same trace
+sim: venv  ## one simulated history: SEED=number, HOURS=1, WORKLOAD=sparse, dense, storm, aimed; the same seed, the same trace
 	@$(VENV)/python -m tests.sim run $(if $(SEED),--seed $(SEED)) --hours $(or $(HOURS),1) --workload $(or $(WORKLOAD),sparse)
 
 sim-long: venv  ## simulated histories with new seeds, for MINUTES=60, after those that failed once

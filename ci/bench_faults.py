@@ -1,7 +1,8 @@
 """Benchmark of durable write faults: agent session, TLS, controller core, SQLite store, and back.
 
-The controller runs in a process of its own, kept on one core; the load generator in this one, and its ceiling is
-measured in the same run against a far end that answers from nothing. The flush cost of the same disk is measured, too.
+The controller runs in a process of its own, kept on one core. The load generator runs in this one, on the other cores,
+and polls, as generators of storage load do: waking it would be measured with every answer. Its ceiling is measured in
+the same run against a far end that answers from nothing. The flush cost of the same disk is measured, too.
 
 One fault at a time is a matter of waking and waiting: `floor_per_s_depth_1` is what this machine could do, in the same
 run, if TLS, decisions and SQL cost nothing. It is 1 / (tcp + thread + sync): a bare TCP round trip between the two
@@ -24,7 +25,7 @@ from typing import Any
 
 import uvloop
 
-from ci.fault_floor import Costs, Floor, keep_on_one_core
+from ci.fault_floor import Cores, Costs, Floor
 from ci.fault_load import CONTAINER_SEGMENTS, Agent, Faulter, null_controller
 from controller.config import ControllerConfig
 from controller.shell import ControllerShell
@@ -75,9 +76,9 @@ async def _null(directory: Path, pipe: Pipe) -> None:
     listener.close_all()
 
 
-def _serve(directory: Path, pipe: Pipe, null: bool) -> None:
+def _serve(directory: Path, cores: Cores, pipe: Pipe, null: bool) -> None:
     """The far end's process."""
-    keep_on_one_core()
+    os.sched_setaffinity(0, cores.controller)
     logging.disable(logging.CRITICAL)
     work = _null if null else _controller
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -87,10 +88,10 @@ def _serve(directory: Path, pipe: Pipe, null: bool) -> None:
 class FarEnd:
     """The process at the other end of the connection."""
 
-    def __init__(self, directory: Path, null: bool) -> None:
+    def __init__(self, directory: Path, cores: Cores, null: bool) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self.process = context.Process(target=_serve, args=(directory, theirs, null))
+        self.process = context.Process(target=_serve, args=(directory, cores, theirs, null))
         self.process.start()
         self.port: int = self.pipe.recv()
 
@@ -151,11 +152,11 @@ def _show_floor(costs: Costs, results: dict[str, float]) -> None:
     results["share_of_floor_depth_1"] = results["faults_per_s_depth_1"] / costs.rate
 
 
-async def _load(directory: Path, floor: Floor | None, results: dict[str, float]) -> None:
+async def _load(directory: Path, cores: Cores, floor: Floor | None, results: dict[str, float]) -> None:
     """With a floor to compare with: the controller. Without: the generator's ceiling."""
     loop = asyncio.get_running_loop()
     null = floor is None
-    far = await loop.run_in_executor(None, FarEnd, directory, null)
+    far = await loop.run_in_executor(None, FarEnd, directory, cores, null)
     try:
         store, mapper = await _connected(directory, far)
         if not null:
@@ -184,19 +185,27 @@ def _sync_ms(directory: Path) -> float:
 def run() -> dict[str, float]:
     """Medians: rates in 1/s, times in ms."""
     results: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        _certificates(directory / "pki")
-        results["fdatasync_ms"] = _sync_ms(directory)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            floor = Floor(directory)
-            try:
-                runner.run(_load(directory, floor, results))
-            finally:
-                floor.stop()
-            runner.run(_load(directory, None, results))
+    cores, before = Cores.ours(), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores.generator)
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            _run(Path(name), cores, results)
+    finally:
+        os.sched_setaffinity(0, before)
     results["p50_minus_3_syncs_ms"] = results["p50_ms"] - 3 * results["fdatasync_ms"]
     return results
+
+
+def _run(directory: Path, cores: Cores, results: dict[str, float]) -> None:
+    _certificates(directory / "pki")
+    results["fdatasync_ms"] = _sync_ms(directory)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        floor = Floor(directory, cores)
+        try:
+            runner.run(_load(directory, cores, floor, results))
+        finally:
+            floor.stop()
+        runner.run(_load(directory, cores, None, results))
 
 
 if __name__ == "__main__":

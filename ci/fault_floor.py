@@ -1,8 +1,8 @@
 """The least that a durable fault can cost on this machine: waking a process and a thread, there and back, and a flush.
 
 Nothing is encrypted, decided or looked up here, so that what is left of a fault's time is our own. Measured as the
-controller is: on one core, by small messages over TCP on the loopback, by a queue between two threads, and by flushing
-frames of a write-ahead log that lies on the disk already.
+controller is: on one core, by small messages over TCP on the loopback to a peer that polls, by a queue between two
+threads, and by flushing frames of a write-ahead log that lies on the disk already.
 """
 
 from __future__ import annotations
@@ -39,19 +39,28 @@ class Costs(NamedTuple):
         return 1 / sum(self)
 
 
-def keep_on_one_core() -> None:
-    """This process and its threads: waking an idle core costs more than what most wake-ups are for."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+class Cores(NamedTuple):
+    """One core for the controller, or what stands for it, with all its threads; the others for the generator."""
+
+    controller: frozenset[int]
+    generator: frozenset[int]
+
+    @classmethod
+    def ours(cls) -> Cores:
+        """Of those that this process may use. A single one is shared."""
+        cores = frozenset(os.sched_getaffinity(0))
+        last = frozenset({max(cores)})
+        return cls(last, cores - last or last)
 
 
 class Floor:
     """A process to talk to, until `stop`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cores: Cores) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             context = multiprocessing.get_context("spawn")
-            self._process = context.Process(target=_serve, args=(directory, listener.getsockname(), theirs))
+            self._process = context.Process(target=_serve, args=(directory, cores, listener.getsockname(), theirs))
             self._process.start()
             self._socket, _ = listener.accept()
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -64,7 +73,12 @@ class Floor:
 
     def _round_trip(self) -> None:
         self._socket.sendall(MESSAGE)
-        _receive(self._socket)
+        while True:
+            try:
+                _receive(self._socket, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            return
 
     def stop(self) -> None:
         self._pipe.send(False)
@@ -72,21 +86,21 @@ class Floor:
         self._socket.close()
 
 
-def _serve(directory: Path, address: tuple[str, int], pipe: Pipe) -> None:
-    keep_on_one_core()
+def _serve(directory: Path, cores: Cores, address: tuple[str, int], pipe: Pipe) -> None:
+    os.sched_setaffinity(0, cores.controller)
     with socket.create_connection(address) as connection, (directory / "floor").open("w+b", buffering=0) as file:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         file.write(bytes(LOG_BYTES))
         os.fsync(file.fileno())
         while pipe.recv():
             for _ in range(ROUND_TRIPS):
-                _receive(connection)
+                _receive(connection, socket.MSG_WAITALL)
                 connection.sendall(MESSAGE)
             pipe.send((_thread_s(), _sync_s(file.fileno())))
 
 
-def _receive(connection: socket.socket) -> None:
-    if len(connection.recv(len(MESSAGE), socket.MSG_WAITALL)) < len(MESSAGE):
+def _receive(connection: socket.socket, flags: int) -> None:
+    if len(connection.recv(len(MESSAGE), flags)) < len(MESSAGE):
         raise ConnectionError("the other process has ended")
 
 

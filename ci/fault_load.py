@@ -33,6 +33,8 @@ SEGMENT_SIZE: Final = 1 << 20
 CONTAINER_SEGMENTS: Final = 1 << 24
 STRIDE: Final = 7_368_787
 """Odd, so it visits every segment of a vdisk of 2^n; far, so that no two faults are neighbours."""
+POLL_S: Final = 0.0005
+"""After a message the generator looks for the next one for so long before it sleeps."""
 WRITE: Final = int(FaultKind.WRITE)
 WRITE_OPERATION: Final = int(Operation.WRITE)
 
@@ -145,6 +147,8 @@ class Faulter(Agent):
         self._sent_at = 0.0
         self._stamps = Header()
         self._done: Callable[[], None] = lambda: None
+        self._poll_until = 0.0
+        self._polling = False
         self.failures = 0
         self.grants = 0
 
@@ -172,6 +176,18 @@ class Faulter(Agent):
             for n in range(base, base + count)
         ]
         self.session.send(m.MapFault(faults), self._stamps)  # type: ignore[arg-type]
+
+    def _data(self, buffer: Any) -> None:
+        super()._data(buffer)
+        self._poll_until = perf_counter() + POLL_S
+        if not self._polling:
+            self._poll()
+
+    def _poll(self) -> None:
+        """Keep the loop turning: it looks at its sockets at each turn, and does not sleep."""
+        self._polling = perf_counter() < self._poll_until
+        if self._polling:
+            asyncio.get_running_loop().call_soon(self._poll)
 
     def noticed(self, header: Header, message: m.Message) -> None:
         run = self._run

@@ -42,6 +42,7 @@ from channel.messages import (
     response_to,
     short,
 )
+from channel.plane_records import answers_of, record_of, stamp_of
 from channel.session import LimitReached, Session, SessionStateError
 from channel.values import (
     FAULTS_MAX,
@@ -49,7 +50,6 @@ from channel.values import (
     TABLES_MAX,
     VERSION,
     VERSION_MIN,
-    FaultRecord,
     Header,
     MessageType,
     ParkedRecord,
@@ -60,7 +60,7 @@ from dataplane.embedded.plane_host import PlaneHost
 from dataplane.embedded.segment_jobs import SegmentJobs
 from mapping.effects import Fault, Part
 from mapping.engine import Engine, Limits
-from mapping.plane import REPLACE, Answer, Outcome, Stamp, numbered
+from mapping.plane import Outcome, Stamp, numbered
 from mapping.status import Status
 from transport.connection import Connection, ConnectionLost, WriteQueueFull
 
@@ -173,7 +173,7 @@ class Peer:
         """Send faults, as many as the peer takes."""
         while self.unsent and self.admitted and not self.paused and not self.session.ended:
             batch = [self.unsent.popleft() for _ in range(min(FAULTS_MAX, len(self.unsent)))]
-            records = [_record(fault) for fault in batch if fault.parts]
+            records = [record_of(fault) for fault in batch if fault.parts]
             if records:
                 self.notice(MapFault(records), self._server.header())
                 self._paused_now()
@@ -319,7 +319,7 @@ class PlaneServer:
                     peer.respond(event, Done(status))
 
             barrier = reached if event.header.blocking else None
-            status, effects = handler(event, _stamp(event.header), barrier)
+            status, effects = handler(event, stamp_of(event.header), barrier)
             self._host.run(effects)
             return None if barrier is not None and status is Status.OK else Done(status)
 
@@ -355,12 +355,12 @@ class PlaneServer:
         return TablesRead(Status.OK, "", self._tables())
 
     def _grant(self, header: Header, message: LeaseGrant) -> Status:
-        outcome = self._plane.grant_lease(_stamp(header), message.sent_ns, message.duration_ns, self._host.clock())
+        outcome = self._plane.grant_lease(stamp_of(header), message.sent_ns, message.duration_ns, self._host.clock())
         self._host.run(outcome[1])
         return outcome[0]
 
     def _fault_answer(self, header: Header, message: FaultAnswer) -> Status:
-        outcome = self._plane.answer_faults(_stamp(header), header.table, list(_answers(message)), self._host.clock())
+        outcome = self._plane.answer_faults(stamp_of(header), header.table, answers_of(message), self._host.clock())
         self._host.run(outcome[1])
         return outcome[0]
 
@@ -416,7 +416,7 @@ class PlaneServer:
     def _engine(self, header: Header, start: int, count: int) -> tuple[Status, Engine | None]:
         """The table that a read of entries means, if the stamp and the range are good."""
         self._host.run(self._plane.tick(self._host.clock()))
-        status = self._plane.check(_stamp(header), self._host.clock())
+        status = self._plane.check(stamp_of(header), self._host.clock())
         engine = self._plane.tables.get(header.table)
         if status is not Status.OK:
             return status, None
@@ -450,40 +450,10 @@ class PlaneServer:
         return ParkedRead(Status.OK, "", records[:PARKED_MAX])
 
     async def _copy(self, event: RequestReceived) -> Response:
-        return Done(*await self._jobs.copy(_stamp(event.header), list(cast(CopySegments, event.message).copies)))
+        return Done(*await self._jobs.copy(stamp_of(event.header), list(cast(CopySegments, event.message).copies)))
 
     async def _zero(self, event: RequestReceived) -> Response:
-        return Done(*await self._jobs.zero(_stamp(event.header), list(cast(ZeroSegments, event.message).runs)))
-
-
-def _stamp(header: Header) -> Stamp:
-    return Stamp(header.term, header.incarnation, header.epoch, header.sequence)
-
-
-def _record(fault: Fault) -> FaultRecord:
-    return FaultRecord(
-        fault.fault_id,
-        fault.table,
-        fault.segment,
-        fault.entry,
-        fault.operation,
-        fault.kind,
-        fault.state,
-        fault.offset_blocks,
-        fault.length_blocks,
-    )
-
-
-def _answers(message: FaultAnswer) -> Iterable[Answer]:
-    """Each record with the entries it takes."""
-    at = 0
-    entries = message.entries
-    for fault_id, start, count, action, status in message.answers:
-        if action == REPLACE:
-            yield Answer(fault_id, action, status, start, count, entries[at : at + count])
-            at += count
-        else:
-            yield Answer(fault_id, action, status, start, count, ())
+        return Done(*await self._jobs.zero(stamp_of(event.header), list(cast(ZeroSegments, event.message).runs)))
 
 
 def _bits(flags: bytes) -> bytes:

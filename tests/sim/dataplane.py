@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from channel import messages as m
 from channel.events import NoticeReceived, RequestReceived, ResponseReceived
 from channel.messages import ROW_OF, response_to
-from channel.values import FaultRecord, Header, MessageType, TableSequence
+from channel.plane_records import answers_of, record_of, stamp_of
+from channel.values import Header, MessageType, TableSequence
 from mapping import effects as fx
 from mapping.effects import Fault, Part
 from mapping.engine import Limits
 from mapping.entry import segment_of, slot_of
-from mapping.plane import REPLACE, Answer, Plane, Stamp, numbered
+from mapping.plane import REPLACE, Plane, numbered
 from mapping.rules import Operation
 from mapping.status import Status
 from tests.sim.storage import BLOCK_SIZE, BLOCKS, ZEROES, SimContainer
@@ -155,7 +156,7 @@ class DataPlane:
         faults = [fault for fault in self._faults if fault.parts]
         self._faults = []
         if faults and self.link is not None and self.link.admitted:
-            self._notice(m.MapFault([_record(fault) for fault in faults]))
+            self._notice(m.MapFault([record_of(fault) for fault in faults]))
 
     def _notice(self, message: Any) -> None:
         if self.link is not None and not self.dead:
@@ -204,7 +205,7 @@ class DataPlane:
         message = event.message
         assert isinstance(message, m.LeaseGrant)
         now = self.clock()
-        status, effects = self.plane.grant_lease(_stamp(event.header), message.sent_ns, message.duration_ns, now)
+        status, effects = self.plane.grant_lease(stamp_of(event.header), message.sent_ns, message.duration_ns, now)
         if status is Status.OK:
             self.world.checks.granted(self, message.sent_ns, message.duration_ns)
         self.run(effects)
@@ -213,7 +214,7 @@ class DataPlane:
     def _answer(self, link: PlaneLink, event: NoticeReceived) -> None:
         message, table = event.message, event.header.table
         assert isinstance(message, m.FaultAnswer)
-        status, effects = self.plane.answer_faults(_stamp(event.header), table, list(_answers(message)), self.clock())
+        status, effects = self.plane.answer_faults(stamp_of(event.header), table, answers_of(message), self.clock())
         ranges = [(start, count) for _, start, count, action, _ in message.answers if action == REPLACE]
         self.world.checks.applied(self, table, ranges)
         self.run(effects)
@@ -251,7 +252,7 @@ class DataPlane:
             self.world.moment("admission", self.machine)
             faults = self.plane.outstanding_faults()
             if faults:
-                self.timeline.later(0, self._notice, m.MapFault([_record(fault) for fault in faults]))
+                self.timeline.later(0, self._notice, m.MapFault([record_of(fault) for fault in faults]))
         return m.Done(status)
 
     def _on_set_entries(self, link: PlaneLink, event: RequestReceived) -> m.Response | None:
@@ -259,7 +260,7 @@ class DataPlane:
         assert isinstance(message, m.SetEntries)
         barrier = (lambda status: link.respond(event, m.Done(status))) if header.blocking else None
         status, effects = self.plane.set_entries(
-            _stamp(header), header.table, message.start, message.count, message.entries, self.clock(), barrier
+            stamp_of(header), header.table, message.start, message.count, message.entries, self.clock(), barrier
         )
         self.world.checks.applied(self, header.table, [(message.start, message.count)])
         if barrier is not None and status is Status.OK:
@@ -271,7 +272,7 @@ class DataPlane:
         message = event.message
         assert isinstance(message, m.TableSlots)
         status, effects = self.plane.table_slots(
-            _stamp(event.header), event.header.table, message.slots, self.clock(), message.absent
+            stamp_of(event.header), event.header.table, message.slots, self.clock(), message.absent
         )
         self.run(effects)
         return m.Done(status)
@@ -358,7 +359,7 @@ class DataPlane:
         def begin() -> None:
             token = object()
             entries = [run.start for run in runs]
-            status, effects = self.plane.begin_job(_stamp(event.header), token, entries, self.clock())
+            status, effects = self.plane.begin_job(stamp_of(event.header), token, entries, self.clock())
             self.run(effects)
             if status is not Status.OK:
                 self._job_over(link, event, status)
@@ -543,29 +544,3 @@ class DataPlane:
         ios, self.ios = list(self.ios), {}
         for io in ios:
             io.end(Status.CANCELLED, None)
-
-
-def _stamp(header: Header) -> Stamp:
-    return Stamp(header.term, header.incarnation, header.epoch, header.sequence)
-
-
-def _answers(message: m.FaultAnswer) -> list[Answer]:
-    found, taken = [], 0
-    for fault_id, start, count, action, status in message.answers:
-        found.append(Answer(fault_id, action, status, start, count, message.entries[taken : taken + count]))
-        taken += count if action == REPLACE else 0
-    return found
-
-
-def _record(fault: Fault) -> FaultRecord:
-    return FaultRecord(
-        fault.fault_id,
-        fault.table,
-        fault.segment,
-        fault.entry,
-        fault.operation,
-        fault.kind,
-        fault.state,
-        fault.offset_blocks,
-        fault.length_blocks,
-    )

@@ -312,6 +312,16 @@ class Agent:
         return bool(self.roles & EXPORTER)
 
     @property
+    def over(self) -> bool:
+        """Its last incarnation can do nothing any more: it is fenced for certain, or there was none."""
+        return self.standing in (Standing.FENCED, Standing.NONE)
+
+    @property
+    def holds_nothing(self) -> bool:
+        """No entry, because it is over, or because it has answered that it let go of everything."""
+        return self.over or self.drained
+
+    @property
     def stamped_epoch(self) -> int:
         """What our stamps say of its epoch, and of the session that its data plane has numbered (0: it does not)."""
         return numbered(self.epoch, self.plane_session)

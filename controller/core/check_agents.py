@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from channel.messages import GetEntries
-from controller.core.agents import Agent, AgentTable, AttachState, Standing, TableState
+from controller.core.agents import Agent, AgentTable, AttachState, TableState
 from controller.core.cluster import Cluster
 from controller.core.holdings import NOTHING, UNKNOWN
 from controller.core.truth import Container, runs_of
@@ -38,7 +38,7 @@ Answer = tuple[int, Any]
 def check_agents(cluster: Cluster, check: Check) -> Iterator[int]:
     """Every table of every agent that may hold entries."""
     for agent in list(cluster.agents.values()):
-        if not agent.mapper or agent.standing in (Standing.FENCED, Standing.NONE):
+        if not agent.mapper or agent.over:
             continue
         if not agent.admitted:
             check.missing("agent", f"agent {agent.name} is not connected: what it holds is unknown until it is fenced")

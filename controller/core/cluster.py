@@ -13,7 +13,7 @@ from uuid import UUID
 from channel.messages import FaultAnswer
 from channel.values import AnswerRecord, Header
 from controller.config import Limits, Timing
-from controller.core.agents import Agent, AgentTable, Command, Presentation, Standing, TableState
+from controller.core.agents import Agent, AgentTable, Command, Presentation, TableState
 from controller.core.allocator import Allocator, Space
 from controller.core.effects import Effect, Send
 from controller.core.eventlog import EventLog
@@ -176,7 +176,7 @@ class Cluster:
         presentation = Presentation(**record)  # type: ignore[arg-type]
         vdisk.presentations[agent_number] = presentation
         table = AgentTable(agent, vdisk, presentation)
-        if agent.standing in (Standing.FENCED, Standing.NONE) or agent.drained:
+        if agent.holds_nothing:
             table.state = TableState.ABSENT
             table.holdings.reset(NOTHING)
         self.add_table(table)

@@ -83,7 +83,7 @@ class FenceOperations:
         agent = self._mapper(request)
         self._desk.accept(request)
         self._cluster.draining.begin(agent, now_ns)
-        self._finish(request, agent, lambda: agent.drained or _is_over(agent), now_ns)
+        self._finish(request, agent, lambda: agent.holds_nothing, now_ns)
 
     def undrain(self, request: Request, now_ns: int) -> None:
         """Let it hold again what is wanted of it."""
@@ -114,8 +114,7 @@ class FenceOperations:
         self._desk.accept(request)
         if not agent.vouched:
             self._cluster.fencing.vouch(agent, now_ns)
-        over = _is_over if agent.mapper else _is_vouched
-        self._finish(request, agent, lambda: over(agent), now_ns, assumed=assumed)
+        self._finish(request, agent, lambda: agent.over if agent.mapper else agent.vouched, now_ns, assumed=assumed)
 
     def remove(self, request: Request, now_ns: int) -> None:
         """Forget an agent of which nothing is left. Its certificate, if it is good, makes it a new one."""
@@ -153,7 +152,7 @@ class FenceOperations:
         return "", ""
 
     def _why(self, agent: Agent) -> str:
-        if _is_over(agent):
+        if agent.over:
             return "it is fenced"
         return f"every container host concerned is connected; `segmap agent fence {agent.name}` asks them"
 
@@ -177,11 +176,3 @@ class FenceOperations:
     def _name(self, allow: Allow) -> str:
         container = self._cluster.containers.get(allow.slot)
         return container.name if container is not None else allow.subnqn
-
-
-def _is_over(agent: Agent) -> bool:
-    return agent.standing in (Standing.FENCED, Standing.NONE)
-
-
-def _is_vouched(agent: Agent) -> bool:
-    return agent.vouched

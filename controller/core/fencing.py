@@ -60,7 +60,7 @@ class Fencing:
 
     def when_over(self, agent: Agent, then: Callable[[int], None], now_ns: int) -> None:
         """Call `then` once the present incarnation is over for certain."""
-        if agent.standing in (Standing.FENCED, Standing.NONE):
+        if agent.over:
             then(now_ns)
         else:
             self._waiting.setdefault(agent.number, []).append(then)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from controller.config import SECOND_NS
-from controller.core.agents import Agent, AgentTable, Presentation, Standing, TableState
+from controller.core.agents import Agent, AgentTable, Presentation, TableState
 from controller.core.cluster import Cluster
 from controller.core.holdings import NOTHING
 from controller.core.refusals import Refusal
@@ -147,7 +147,7 @@ class Volumes:
                 self._forget(vdisk, agent.number)
             elif agent.admitted:
                 cluster.bringup.reconcile(agent, now_ns)
-            elif agent.standing in (Standing.FENCED, Standing.NONE) or agent.drained:
+            elif agent.holds_nothing:
                 self.withdrawn(table, now_ns)
             else:
                 cluster.fencing.needed(agent, now_ns)
@@ -191,8 +191,7 @@ class Volumes:
         """After a restart: go on with what was begun."""
         for vdisk in list(self._cluster.vdisks.values()):
             for table in list(vdisk.tables.values()):
-                ended = table.agent.standing in (Standing.FENCED, Standing.NONE) or table.agent.drained
-                if table.presentation.withdrawing and ended:
+                if table.presentation.withdrawing and table.agent.holds_nothing:
                     self.withdrawn(table, now_ns)
             if vdisk.deleting:
                 self._continue_delete(vdisk, now_ns)

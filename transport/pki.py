@@ -7,7 +7,6 @@ overwritten but by `rotate`, which replaces key and certificate by atomic rename
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from transport import revocation
 from transport.connection import TransportError
+from transport.whole_files import replace_whole, write_new
 
 ROLES: Final = ("controller", "agent")
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -120,8 +120,8 @@ def rotate(directory: Path, name: str, role: str, *, now: Now = utc_now, days: i
         if not path.exists():
             raise PkiError(f"{path}: is not there; `issue` makes it")
     key, certificate = _make(directory, name, role, now(), days)
-    _replace(paths.key, key, KEY_MODE)
-    _replace(paths.certificate, certificate, CERTIFICATE_MODE)
+    replace_whole(paths.key, key, KEY_MODE)
+    replace_whole(paths.certificate, certificate, CERTIFICATE_MODE)
     _record(directory, paths, now())
     return paths
 
@@ -271,17 +271,6 @@ def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        write_new(path, data, mode)
     except FileExistsError as error:
         raise PkiError(f"{path}: exists already, and is kept") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    _write_new(fresh, data, mode)
-    fresh.replace(path)

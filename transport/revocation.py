@@ -8,12 +8,12 @@ cannot be understood is an error, never an empty list. Entries go once their cer
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from transport.connection import TransportError
+from transport.whole_files import replace_whole
 
 ISSUED: Final = "issued.json"
 REVOKED: Final = "revoked.json"
@@ -81,13 +81,7 @@ def revoke(directory: Path, identity: str, now_s: float, kept: int = 0) -> tuple
 def _add(path: Path, items: list[Issued], now_s: float) -> None:
     kept = [item for item in read(path) if item.not_after_s > now_s] + items
     rows = [{**asdict(item), "serial": f"{item.serial:x}"} for item in kept]
-    fresh = path.with_name(path.name + ".new")
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(rows, file, indent=1)
-            file.flush()
-            os.fsync(descriptor)
-        fresh.replace(path)
+        replace_whole(path, json.dumps(rows, indent=1).encode(), FILE_MODE)
     except OSError as error:
         raise RevocationError(f"{path}: {error.strerror}") from error

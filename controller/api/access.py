@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from controller.api.errors import ApiError
 from controller.api.operations import NAME_PATTERN, Operation
+from transport.whole_files import replace_whole
 
 ROLES: Final = ("view", "operate", "admin")
 TOKEN_BYTES: Final = 32
@@ -106,14 +107,8 @@ def remove_token(path: Path, name: str) -> None:
 
 def _write(path: Path, tokens: list[Token]) -> None:
     rows = [{"name": token.name, "role": token.role, "sha256": token.sha256} for token in tokens]
-    fresh = path.with_name(path.name + ".new")
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(rows, file, indent=1)
-            file.flush()
-            os.fsync(descriptor)
-        fresh.replace(path)
+        replace_whole(path, json.dumps(rows, indent=1).encode(), 0o600)
     except OSError as error:
         raise TokenFileError(f"{path}: {error.strerror}") from error
 

@@ -19,6 +19,7 @@ LIFETIMES: Final = ("host", "daemon")
 KINDS: Final = ("aio", "malloc", "null", "bdev", "nvme")
 CONTAINERS_MAX: Final = 256
 UNIX_PATH_BYTES_MAX: Final = 107
+BYTES_PER_MIB: Final = 1 << 20
 SPDK_MEMORY_MIB_MIN: Final = 512
 CORE_MASK: Final = re.compile(r"0x[0-9a-fA-F]{1,64}|\[\d+([-,]\d+)*\]")
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -124,6 +125,12 @@ class AgentConfig:
     def state_path(self) -> Path:
         """What the daemon must find again after its own restart: the target's process and the listener's port."""
         return self.runtime_dir / f"{self.name}-agent.json"
+
+    @property
+    def spdk_memory_mib(self) -> int:
+        """What a SPDK target that we start may use: its own, and what its containers of kind malloc need."""
+        malloc_bytes = sum(container.size_bytes for container in self.containers if container.kind == "malloc")
+        return self.spdk.memory_mib + -(-malloc_bytes // BYTES_PER_MIB)
 
     @property
     def maps(self) -> bool:

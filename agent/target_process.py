@@ -27,7 +27,6 @@ from spdk_rpc.target import Target, TargetExited, TargetLost, TargetNotRunning, 
 STOP_S: Final = 5.0
 ADOPT_S: Final = 5.0
 FILE_MODE: Final = 0o600
-BYTES_PER_MIB: Final = 1 << 20
 MACHINE_ID: Final = Path("/etc/machine-id")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -192,12 +191,11 @@ def _spdk_command(config: AgentConfig, dataplane_socket: Path | None) -> list[st
         own = ["--dataplane-socket", str(dataplane_socket)] if dataplane_socket is not None else []
         return [*config.target_command, "-r", str(config.rpc_path), *own]
     options = config.spdk
-    malloc_bytes = sum(container.size_bytes for container in config.containers if container.kind == "malloc")
     return spdk_command(
         find_segmap_tgt() if config.maps else find_spdk().binary(TARGET_PROGRAM),
         config.rpc_path,
         core_mask=options.core_mask,
-        memory_mb=options.memory_mib + -(-malloc_bytes // BYTES_PER_MIB),
+        memory_mb=config.spdk_memory_mib,
         huge_pages=options.huge_pages,
         pci=options.huge_pages,
         core_locks=options.core_locks,

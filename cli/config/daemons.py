@@ -9,13 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent.config import AgentConfig, ContainerConfig, SpdkOptions
+from agent.config import BYTES_PER_MIB, AgentConfig, ContainerConfig, SpdkOptions
 from cli.config.document import Document
 from controller.config import ControllerConfig
 from transport import pki
 
 NS_PER_S = 10**9
-BYTES_PER_MIB = 1 << 20
 PKI_DIRECTORY = "pki"
 CONTROLLER_NAME = "controller"
 

@@ -6,12 +6,10 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from cli.config.daemons import agent_dir, pki_dir
+from agent.config import AgentConfig
+from cli.config.daemons import agent_config, agent_dir, pki_dir
 from cli.config.document import Document
-
-BYTES_PER_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ def needs_of(document: Document, names: Collection[str] = ()) -> Needs:
     return Needs(
         stock=any("mapper" not in agent["roles"] for agent in own),
         module=any("mapper" in agent["roles"] for agent in own),
-        pollers=tuple(poller_of(agent) for agent in own),
+        pollers=tuple(poller_of(agent_config(document, agent["name"])) for agent in own),
         storage=tuple(
             Storage(f"{agent['name']}/{export['name']}", document.path(export["file"]), export["size"] or 0)
             for agent, export in exports
@@ -82,11 +80,10 @@ def needs_of(document: Document, names: Collection[str] = ()) -> Needs:
     )
 
 
-def poller_of(agent: dict[str, Any]) -> Poller:
-    options = agent["spdk"]
-    malloc = sum(export["size"] for export in agent["exports"] if export["kind"] == "malloc")
-    memory_mib = -(-(options["memory"] + malloc) // BYTES_PER_MIB)
-    return Poller(agent["name"], cores_of(options["cores"]), options["core_locks"], memory_mib, options["huge_pages"])
+def poller_of(config: AgentConfig) -> Poller:
+    options = config.spdk
+    cores = cores_of(options.core_mask)
+    return Poller(config.name, cores, options.core_locks, config.spdk_memory_mib, options.huge_pages)
 
 
 def cores_of(mask: str) -> frozenset[int]:

@@ -22,7 +22,6 @@ from channel.errors import FieldError, ProtocolError
 if sys.byteorder != "little":
     raise ImportError("segmap needs a little-endian machine: entries are sent as they lie in memory")
 
-U32_MAX: Final = (1 << 32) - 1
 PADDING: Final = tuple(bytes(count) for count in range(8))
 C_TYPES: Final = {"B": "uint8_t", "H": "uint16_t", "I": "uint32_t", "Q": "uint64_t", "16s": "uint8_t"}
 _BATCH_RECORDS: Final = 256

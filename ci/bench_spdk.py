@@ -58,7 +58,6 @@ SLOT = 1
 ENTRIES_MAX = 65536
 LOADED = 512  # times ENTRIES_MAX
 PERF_S = 2
-LEAF_TIMEOUT_S = 30
 _TABLES = itertools.count(1)
 _IOPS = re.compile(r"^Total\s*:\s+([\d.]+)", re.MULTILINE)
 

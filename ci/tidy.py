@@ -21,7 +21,6 @@ from pathlib import Path
 
 FILE_LINES_MAX = 700
 FUNCTION_LINES_MAX = 70
-LINE_COLUMNS_MAX = 120
 
 LOWER = frozenset({"mapping"})
 WIRE = frozenset({"spdk_rpc", "channel", "fabric", "transport"})

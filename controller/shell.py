@@ -30,7 +30,6 @@ from controller.core.effects import (
     Depose,
     Effect,
     Event,
-    LeadershipLost,
     Log,
     MessageReceived,
     OperationRequested,
@@ -502,10 +501,6 @@ class ControllerShell:
         for future in calls.values():
             if not future.done():
                 future.set_exception(ApiError(code, text, "try again"))
-
-    def lead_no_more(self, reason: str) -> None:
-        """Somebody else reigns, an outer election says."""
-        self._post(LeadershipLost(reason))
 
 
 def _timed(event: dict[str, Any]) -> dict[str, Any]:

@@ -92,11 +92,6 @@ class NodeSource(Protocol):
     def read_references(self, node_id: int) -> int: ...
 
 
-def leaf_shift(kind: TreeKind) -> int:
-    """log2 of what a leaf holds."""
-    return _LEAF_SHIFT[kind]
-
-
 def blank(kind: TreeKind, level: int, value: int | None = None) -> array[int]:
     """The body of a new node: all default, or all `value`."""
     if level:

@@ -13,7 +13,7 @@ import asyncio
 import errno
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from mmap import mmap
 from typing import Any, ClassVar, Final
@@ -482,10 +482,6 @@ class BdevLayer:
         """Undo `claim`; nothing if it is not the owner's."""
         if bdev.claim is not None and bdev.claim[0] is owner:
             bdev.claim = None
-
-    def of_kind(self, kind: type[Bdev]) -> Iterable[Bdev]:
-        """All of one kind."""
-        return [bdev for bdev in self.bdevs.values() if isinstance(bdev, kind)]
 
     def _notify(self, kind: str, name: str) -> None:
         self.notifications.append((self._notified, kind, name))

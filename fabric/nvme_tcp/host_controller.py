@@ -16,7 +16,7 @@ from fabric.nvme_tcp.capsule import Sqe, connect_data, connect_sqe
 from fabric.nvme_tcp.host_command import PENDING, HostCommand
 from fabric.nvme_tcp.identify import DiscoveryEntry
 from fabric.nvme_tcp.initiator import InitiatorQueue
-from fabric.nvme_tcp.spec import FABRICS_OPCODE, AdminOpcode, Cns, FabricsType, Feature, LogPage, Property, Status
+from fabric.nvme_tcp.spec import FABRICS_OPCODE, AdminOpcode, Cns, FabricsType, Feature, LogPage, Property
 
 SECOND_NS: Final = 1_000_000_000
 ADMIN_ENTRIES: Final = 32
@@ -482,8 +482,3 @@ class HostController:
                 self.discovery = entries
                 return
         raise BringUpError("the discovery log does not come to rest")
-
-
-def command_failed(command: HostCommand) -> bool:
-    """It ended, and not well."""
-    return command.status not in (PENDING, Status.SUCCESS)

@@ -60,19 +60,28 @@ async def _move(title: str, context: Context, source: Source, destination: Desti
         try:
             return await Pump(source, destination, bar.advance, context.args.depth).run(what)
         except CopyFailedError as error:
-            raise _failure(error, what) from error
+            failure = error
+    if not isinstance(failure.reason, asyncio.CancelledError):
+        raise _command_error(failure, what) from failure
+    context.output.note(
+        f"segmap io {title}: interrupted; {_how_to_go_on(failure, what) or 'nothing is surely written'}"
+    )
+    raise failure.reason
 
 
-def _failure(error: CopyFailedError, what: Range) -> CommandError:
+def _command_error(error: CopyFailedError, what: Range) -> CommandError:
     """One line for what went wrong, and how to go on from there."""
     code = error.reason.code if isinstance(error.reason, CommandError) else ExitCode.FAILED
-    hint = ""
-    if error.durable:
-        hint = (
-            f"{error.durable} bytes are safely written; to go on: --from-offset {what.source_offset + error.durable} "
-            f"--to-offset {what.destination_offset + error.durable}"
-        )
-    return CommandError(str(error.reason) or type(error.reason).__name__, code, hint)
+    return CommandError(str(error.reason) or type(error.reason).__name__, code, _how_to_go_on(error, what))
+
+
+def _how_to_go_on(error: CopyFailedError, what: Range) -> str:
+    if not error.durable:
+        return ""
+    return (
+        f"{error.durable} bytes are safely written; to go on: --from-offset {what.source_offset + error.durable} "
+        f"--to-offset {what.destination_offset + error.durable}"
+    )
 
 
 async def _verify(context: Context, destination: Destination, what: Range, result: Result) -> Result:
@@ -139,7 +148,8 @@ COMMANDS = (
             argument("--quiet", action="store_true", help="no progress bar"),
         ),
         speaks_api=False,
-        more="A lost connection is waited for, for a minute. A copy that fails tells the offsets where it can go on.",
+        more="A lost connection is waited for, for a minute. A copy that fails or is interrupted tells the offsets where "
+        "it can go on.",
     ),
     Command(
         ("io", "parked"),

@@ -1,8 +1,8 @@
 """The copy itself: reads ahead, hashes in order, writes behind, all of it bounded.
 
 At most DEPTH chunks are being read and DEPTH written. The checksum is SHA-256 over the bytes as read, in order, taken
-in a thread of its own while other chunks move. When something fails, everything before the first unwritten byte is
-flushed and that offset is told, so that the copy can be resumed there.
+in a thread of its own while other chunks move. When something fails, or the copy is cancelled, everything before the
+first unwritten byte is flushed and that offset is told, so that the copy can be resumed there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Result:
 class CopyFailedError(Exception):
     """``durable`` bytes from the start of the range are safely at the destination; ``reason`` is what went wrong."""
 
-    def __init__(self, durable: int, reason: Exception) -> None:
+    def __init__(self, durable: int, reason: BaseException) -> None:
         super().__init__(str(reason))
         self.durable = durable
         self.reason = reason
@@ -67,7 +67,7 @@ class Pump:
         self._flushing = False
 
     async def run(self, what: Range) -> Result:
-        """Moves the range; CopyFailedError if it could not all be moved."""
+        """Moves the range; CopyFailedError if it could not all be moved or was cancelled (a second cancel ends it)."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -75,7 +75,7 @@ class Pump:
             if self._destination:
                 self._flushing = True
                 await self._destination.flush()
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             raise CopyFailedError(await self._settle(), error) from error
         finally:
             await self._cancel()

@@ -109,6 +109,23 @@ def test_a_failed_copy_tells_what_is_safe(seed: int) -> None:
     assert destination.flushes == 1
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_an_interrupted_copy_tells_what_is_safe(seed: int) -> None:
+    destination = Memory(seed=seed)
+
+    async def interrupted() -> int:
+        copy = asyncio.ensure_future(Pump(Memory(DATA, seed=seed), destination, lambda _: copy.cancel()).run(Range()))
+        with pytest.raises(CopyFailedError) as caught:
+            await copy
+        assert isinstance(caught.value.reason, asyncio.CancelledError)
+        return caught.value.durable
+
+    durable = asyncio.run(interrupted())
+    assert destination.flushes == 1 and destination.busy == 0
+    assert bytes(destination.data[:durable]) == DATA[:durable]
+    assert durable or destination.data[:CHUNK_BYTES] != DATA[:CHUNK_BYTES]
+
+
 def test_pipes() -> None:
     out = io.BytesIO()
     digest, length = pump(InputStream(io.BytesIO(DATA)), OutputStream(out), Range())

@@ -148,8 +148,8 @@ COMMANDS = (
             argument("--quiet", action="store_true", help="no progress bar"),
         ),
         speaks_api=False,
-        more="A lost connection is waited for, for a minute. A copy that fails or is interrupted tells the offsets where "
-        "it can go on.",
+        more="A lost connection is waited for, for a minute. A copy that fails or is interrupted tells the offsets "
+        "where it can go on.",
     ),
     Command(
         ("io", "parked"),

@@ -20,7 +20,7 @@ import uvloop
 
 from tests.chaos import report as reports
 from tests.chaos.machines import NotPossible, enclose
-from tests.chaos.scene import Scene
+from tests.chaos.scene import MAPPERS, Scene
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--loopback", action="store_true", help="fault proxies, no namespaces: as without root")
+    parser.add_argument("--spdk", nargs="*", choices=MAPPERS, default=(), help="mapping agents with segmap_tgt")
     parser.add_argument("--json", type=Path, help="also write the report there")
     parser.add_argument("--quiet", action="store_true", help="do not tell each fault")
     parser.add_argument("--keep", action="store_true", help="keep logs, store and story also of a good run")
@@ -49,7 +50,7 @@ def play(args: argparse.Namespace, seed: int, enclosed: bool) -> int:
     print(f"chaos, seed {seed}, {args.seconds:.0f} s", flush=True)
     directory = Path("/tmp") / f"segmap-{uuid.uuid4().hex[:12]}"
     directory.mkdir(mode=0o700)
-    scene = Scene(directory, seed, args.seconds, enclosed, (lambda _: None) if args.quiet else _say)
+    scene = Scene(directory, seed, args.seconds, enclosed, (lambda _: None) if args.quiet else _say, tuple(args.spdk))
     try:
         uvloop.run(scene.play())
     except Exception:

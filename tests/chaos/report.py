@@ -16,6 +16,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
         ("seed", str(report["seed"])),
         ("seconds", f"{report['seconds']:.0f} of faults, {report['converged_s']:.1f} until all was well"),
         ("sandbox", report["sandbox"]),
+        ("data planes", ", ".join(f"{name} {plane}" for name, plane in report["planes"].items())),
         ("I/Os", f"{sum(load['ios'].values())}: " + _counted(load["ios"])),
         ("bytes", f"{sum(load['bytes'].values()) / (1 << 20):.0f} MiB"),
         ("blocks checked", str(load["blocks_checked"])),

@@ -1,7 +1,8 @@
 """One run: a cluster on its machines, the load, the faults, and the verdict.
 
 Two container hosts with two containers each; three mapping agents; three hosts. One disk is shared by all of them at
-all agents, one at two agents, and one is a single host's at a single agent.
+all agents, one at two agents, and one is a single host's at a single agent. Mapping agents have the embedded data
+plane, or SPDK's where it is asked for: then one disk is on both.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from agent.config import ContainerConfig
+from agent.config import ContainerConfig, SpdkOptions
 from cli.client import UnreachableError
 from controller.api.errors import ApiError
 from tests.chaos.blocks import BLOCK
@@ -44,18 +45,29 @@ THREADS: Final = 64
 PAUSE_S: Final = 0.04
 CONVERGED_S: Final = 90.0
 TIMES: Final[dict[str, Any]] = {"park_limit_s": 6.0, "space_deadline_s": 4.0, "io_deadline_s": 5.0}
+SPDK: Final[dict[str, Any]] = {"target": "spdk", "spdk": SpdkOptions(core_locks=False)}
 HOST: Final[dict[str, Any]] = {"io_queues": 1, "keep_alive_ms": 4000, "io_timeout": 8.0, "connect_timeout": 2.0}
 
 
 class Scene:
-    """`story`: every fault, as it happened. `report` is filled in by `play`, which does not raise."""
+    """`story`: every fault, as it happened. `report` is filled in by `play`, which does not raise. `spdk`: the mapping
+    agents whose data plane is segmap_tgt."""
 
-    def __init__(self, directory: Path, seed: int, seconds: float, enclosed: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        seed: int,
+        seconds: float,
+        enclosed: bool,
+        say: Callable[[str], None],
+        spdk: tuple[str, ...] = (),
+    ) -> None:
         self.directory = directory
         self.seed = seed
         self.seconds = seconds
         self._enclosed = enclosed
         self._say = say
+        self._spdk = spdk
         self.violations: list[dict[str, Any]] = []
         self._began = time.monotonic()
         self._disks: dict[str, SmallDisk] = {}
@@ -116,7 +128,10 @@ class Scene:
                 for number in range(2)
             )
         store = self._disk("store", STORE_DISK_BYTES) / "store.db"
-        return Cluster(self.directory, exporters, MAPPERS, network=network, store_path=store, **TIMES)
+        planes = dict.fromkeys(self._spdk, SPDK)
+        return Cluster(
+            self.directory, exporters, MAPPERS, mapper_settings=planes, network=network, store_path=store, **TIMES
+        )
 
     # --- the play ----------------------------------------------------------------------------------------------------
 
@@ -273,6 +288,7 @@ class Scene:
             "seconds": self.seconds,
             "converged_s": round(self._converged_s, 3),
             "sandbox": self._sandbox(),
+            "planes": {name: "spdk" if name in self._spdk else "embedded" for name in MAPPERS},
             "load": load,
             "faults": {
                 "kinds": dict(breaker.kinds) if breaker else {},

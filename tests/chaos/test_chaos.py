@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.daemon import MUTANT
+from tests.contract.conftest import binary_of
 
 TOP = Path(__file__).resolve().parents[2]
 OVERHEAD_S = 240.0
@@ -58,6 +59,13 @@ def test_nothing_is_violated_for_long(runtime_dir: Path, number: int) -> None:
 @pytest.mark.long
 def test_nothing_is_violated_where_there_are_no_namespaces(runtime_dir: Path) -> None:
     chaos(runtime_dir, random.SystemRandom().randrange(1 << 32), 30, "--loopback")
+
+
+@pytest.mark.long
+@pytest.mark.spdk
+def test_nothing_is_violated_on_both_kinds_of_data_plane(runtime_dir: Path) -> None:
+    binary_of("segmap_tgt")
+    chaos(runtime_dir, random.SystemRandom().randrange(1 << 32), 120, "--spdk", "a", "c")
 
 
 @pytest.mark.long
